@@ -1,0 +1,171 @@
+"""Text as models see it: tokens, and units, which are the words both a teacher and a student can speak of.
+
+Shapes: B batch, T tokens, U units, P perturbed copies. A unit is a word (or a punctuation mark, or one CJK character) by
+its character span in the raw text, so that two models with different tokenizers can compare scores of the same unit.
+Units of a pair are numbered through: those of `text` first, those of `text_pair` after them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+Batch = dict[str, Tensor]
+Operator = Literal["mask", "delete", "attention"]
+
+SPECIAL = -1  # unit id of special tokens and padding: they belong to no word
+MAX_LENGTH = 128  # tokens; GLUE's usual limit
+UNIT_RULE = 1  # raised whenever `unit_spans` changes, because lessons are stored in units
+
+_CJK = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_UNIT = re.compile(rf"[{_CJK}]|(?:(?![{_CJK}])\w)+(?:['’](?:(?![{_CJK}])\w)+)*|[^\w\s]")
+
+
+def unit_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans of the units of `text`: every character that is not white space lies in exactly one."""
+    return [match.span() for match in _UNIT.finditer(text)]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    max_length: int = MAX_LENGTH,
+) -> dict[str, list[Any]]:
+    """Tokenise `texts` (with `pairs`) and say which unit each token belongs to.
+
+    Returns the tokenizer's own columns (`input_ids`, `attention_mask`, perhaps `token_type_ids`), without padding, and
+    `unit_ids` (a list of T ints per example, -1 for special tokens), `n_units` (units in the raw text, also those cut
+    off) and `length` (T). A token that touches two units belongs to the one it shares most characters with.
+
+    Raises ValueError for a tokenizer without character offsets (a slow one).
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer (tokenizer.json) is needed to tell words"
+        )
+    encoded = tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+    )
+    offsets = encoded.pop("offset_mapping")
+    columns: dict[str, list[Any]] = {name: list(values) for name, values in encoded.items()}
+    columns["unit_ids"], columns["n_units"] = [], []
+    for row, text in enumerate(texts):
+        parts = [text] if pairs is None else [text, pairs[row]]
+        spans = [unit_spans(part) for part in parts]
+        owners = [_owners(part, part_spans) for part, part_spans in zip(parts, spans, strict=True)]
+        starts = [0, len(spans[0])]
+        columns["unit_ids"].append(
+            [
+                SPECIAL if part is None else _unit_of(offset, owners[part], starts[part])
+                for offset, part in zip(offsets[row], encoded.sequence_ids(row), strict=True)
+            ]
+        )
+        columns["n_units"].append(sum(map(len, spans)))
+    columns["length"] = [len(ids) for ids in columns["input_ids"]]
+    return columns
+
+
+def _owners(text: str, spans: list[tuple[int, int]]) -> list[int]:
+    """The unit of each character of `text`, -1 for white space."""
+    owners = [SPECIAL] * len(text)
+    for unit, (start, end) in enumerate(spans):
+        owners[start:end] = [unit] * (end - start)
+    return owners
+
+
+def _unit_of(offset: tuple[int, int], owners: list[int], first: int) -> int:
+    inside = [unit for unit in owners[offset[0] : offset[1]] if unit != SPECIAL]
+    return first + max(set(inside), key=inside.count) if inside else SPECIAL
+
+
+_PADDING = {"attention_mask": 0, "token_type_ids": 0, "unit_ids": SPECIAL, "special_tokens_mask": 1}
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int) -> Batch:
+    """Pad encoded examples on the right to the longest of them and stack what is there: tokens, units, labels, idx."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    batch: Batch = {}
+    for name in (*MODEL_INPUTS, "unit_ids"):
+        if name in rows[0]:
+            fill = _PADDING.get(name, pad_token_id if name == "input_ids" else 0)
+            batch[name] = torch.tensor([list(row[name]) + [fill] * (longest - len(row[name])) for row in rows])
+    for name in ("n_units", "idx"):
+        if name in rows[0]:
+            batch[name] = torch.tensor([row[name] for row in rows])
+    if rows[0].get("label") is not None:
+        labels = [row["label"] for row in rows]
+        batch["labels"] = torch.tensor(labels, dtype=torch.float if isinstance(labels[0], float) else torch.long)
+    return batch
+
+
+def pool_units(scores_BT: Tensor, unit_ids_BT: Tensor, n_units: int) -> Tensor:
+    """Sum token scores into units: float [B, n_units]. Special tokens and padding count nowhere."""
+    real_BT = unit_ids_BT != SPECIAL
+    pooled_BU = scores_BT.new_zeros(len(scores_BT), n_units)
+    return pooled_BU.scatter_add(1, unit_ids_BT.clamp(min=0), scores_BT * real_BT)
+
+
+def visible_units(unit_ids_BT: Tensor, n_units: int) -> Tensor:
+    """Bool [B, n_units]: the units that have at least one token, those that truncation cut off have none."""
+    return pool_units(torch.ones_like(unit_ids_BT, dtype=torch.float), unit_ids_BT, n_units) > 0
+
+
+def width(batch: Batch) -> int:
+    """U of a batch: the largest number of units any of its examples has."""
+    return int(batch["n_units"].max())
+
+
+def perturb(batch: Batch, keep_BU: Tensor, operator: Operator, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """The batch with the units outside `keep_BU` (bool [B, U]) removed; special tokens always stay.
+
+    `mask` puts the mask token in their place, `attention` hides them from attention, `delete` closes the gap (shorter
+    sequences, cheaper). Only the inputs of a model and `unit_ids`, `n_units` come back.
+    """
+    unit_ids_BT = batch["unit_ids"]
+    keep_BT = (unit_ids_BT == SPECIAL) | keep_BU.gather(1, unit_ids_BT.clamp(min=0))
+    copy = {name: batch[name] for name in (*MODEL_INPUTS, "unit_ids", "n_units") if name in batch}
+    if operator == "mask":
+        if tokenizer.mask_token_id is None:
+            raise ValueError(f"{type(tokenizer).__name__} has no mask token; use the operator 'delete' or 'attention'")
+        copy["input_ids"] = copy["input_ids"].masked_fill(~keep_BT, tokenizer.mask_token_id)
+    elif operator == "attention":
+        copy["attention_mask"] = copy["attention_mask"] * keep_BT
+    else:
+        order_BT = (~(keep_BT & copy["attention_mask"].bool())).to(torch.uint8).argsort(dim=1, stable=True)
+        kept_B = (keep_BT & copy["attention_mask"].bool()).sum(1)
+        longest = int(kept_B.max())
+        for name in (*MODEL_INPUTS, "unit_ids"):
+            if name in copy:
+                fill = _PADDING.get(name, tokenizer.pad_token_id or 0)
+                gone_BT = torch.arange(longest, device=kept_B.device) >= kept_B[:, None]
+                copy[name] = copy[name].gather(1, order_BT[:, :longest]).masked_fill(gone_BT, fill)
+    return copy
+
+
+def repeat(batch: Batch, times: int) -> Batch:
+    """Every example `times` over, copies of one example beside each other: [B * times, ...]."""
+    return {name: value.repeat_interleave(times, dim=0) for name, value in batch.items()}
+
+
+def pack(batches: Sequence[Batch], pad_token_id: int) -> Batch:
+    """Stack batches of different lengths into one, padded to the longest."""
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    packed: Batch = {}
+    for name in batches[0]:
+        fill = _PADDING.get(name, pad_token_id if name == "input_ids" else 0)
+        packed[name] = torch.cat(
+            [
+                torch.nn.functional.pad(b[name], (0, longest - b[name].shape[1]), value=fill) if b[name].dim() == 2 else b[name]
+                for b in batches
+            ]
+        )
+    return packed
