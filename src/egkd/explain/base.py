@@ -1,0 +1,187 @@
+"""What every explainer has in common: one batch in, one score per unit out, and a whole data set from that.
+
+Shapes: B batch, T tokens, U units (words, see `egkd.text`), C classes (1 for regression).
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from egkd.models import frozen
+from egkd.text import Batch, collate
+
+Family = Literal["gradient", "perturbation", "selection"]
+
+TOKEN_BUDGET = 4096  # tokens per forward pass: bounds memory, and what a processor's caches hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitScores:
+    """Scores of one batch, in float32 and without a graph."""
+
+    scores_BU: Tensor
+    """How much each unit speaks for the target; 0 where not visible."""
+    visible_BU: Tensor
+    """Bool: units that have a token. Truncation hides the others."""
+    target_B: Tensor
+    """The explained class, 0 in regression."""
+    logits_BC: Tensor
+    """What the model says about the unperturbed batch."""
+    error_BU: Tensor | None = None
+    """Standard error of each score, from methods that sample."""
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+    """More to know about each example, float [B] each; "completeness_gap" for one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Scores of one example on the CPU, as long as its text has units."""
+
+    scores_U: Tensor
+    visible_U: Tensor
+    target: int
+    logits_C: Tensor
+    error_U: Tensor | None
+    diagnostics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explainer(ABC):
+    """A way to score units. Subclasses are frozen dataclasses: their fields are the settings."""
+
+    name: ClassVar[str]
+    """What users call it, like "input-x-gradient"."""
+    family: ClassVar[Family]
+    passes: ClassVar[str]
+    """Cost per example in forward (F) and backward (B) passes of the model, for people."""
+    source: ClassVar[str]
+    """Where the method comes from."""
+
+    @abstractmethod
+    def score(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Batch,
+        target_B: Tensor | None,
+        seeds: Sequence[int],
+        token_budget: int = TOKEN_BUDGET,
+    ) -> UnitScores:
+        """Scores of the units of one collated batch, for the log odds of class `target_B` (None: the predicted one).
+
+        The model is `frozen` by the caller. `seeds` has one number per example, so that what is drawn for an example
+        depends on nothing else in the batch. No forward pass holds more than `token_budget` tokens, or one sequence.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """The fields by name, those that are explainers themselves as {"method": name, **settings}."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: {"method": value.name, **value.settings()} if isinstance(value, Explainer) else value
+            for name, value in values.items()
+        }
+
+
+def predicted(logits_BC: Tensor, target_B: Tensor | None) -> Tensor:
+    """The class to explain: `target_B`, or where that is None the predicted one (0 in regression)."""
+    return logits_BC.argmax(1) if target_B is None else target_B
+
+
+def example_seed(seed: int, row: Mapping[str, Any]) -> int:
+    """A seed for one example from its own text (its tokens where the text is not in the row): the same in any batch, in
+    any order, and for two models whose explanations are compared."""
+    own = (row["text"], row.get("text_pair")) if "text" in row else (list(row["input_ids"]),)
+    return int.from_bytes(hashlib.blake2b(repr((seed, *own)).encode(), digest_size=7).digest(), "big")
+
+
+def iter_scored(
+    explainer: Explainer,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    targets: Sequence[int] | None = None,
+    seed: int = 0,
+    token_budget: int = TOKEN_BUDGET,
+) -> Iterator[tuple[int, Scored]]:
+    """Score encoded rows (see `text.encode`), longest first; yields (index of the row, its scores).
+
+    The model is frozen while a batch is scored and given back in between, so a consumer may stop at any time.
+    Raises ValueError for targets the model does not have.
+    """
+    check_targets(model, targets, len(rows))
+    parameter = next(model.parameters(), None)
+    for indices in _length_batches([len(row["input_ids"]) for row in rows], token_budget):
+        chosen = [rows[index] for index in indices]
+        batch = collate(chosen, tokenizer.pad_token_id or 0)
+        target_B = None if targets is None else torch.tensor([targets[index] for index in indices])
+        if parameter is not None:
+            batch = {name: value.to(parameter.device) for name, value in batch.items()}
+            target_B = None if target_B is None else target_B.to(parameter.device)
+        seeds = [example_seed(seed, row) for row in chosen]
+        with frozen(model):
+            scored = explainer.score(model, tokenizer, batch, target_B, seeds, token_budget)
+        yield from zip(indices, _split(scored, [row["n_units"] for row in chosen]), strict=True)
+
+
+def score_dataset(
+    explainer: Explainer,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    targets: Sequence[int] | None = None,
+    seed: int = 0,
+    token_budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> list[Scored]:
+    """`iter_scored` in the order of `rows`. `progress` is told the number of examples each time one is finished."""
+    results: dict[int, Scored] = {}
+    for index, scored in iter_scored(explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget):
+        results[index] = scored
+        if progress is not None:
+            progress(len(results))
+    return [results[index] for index in range(len(rows))]
+
+
+def check_targets(model: nn.Module, targets: Sequence[int] | None, n_rows: int) -> None:
+    """Raises ValueError unless there is one target per row and the model has every one of those classes."""
+    if targets is None:
+        return
+    if len(targets) != n_rows:
+        raise ValueError(f"{len(targets)} targets for {n_rows} texts; give one class per text, or one for all")
+    n_classes = getattr(getattr(model, "config", None), "num_labels", None)
+    wrong = [target for target in targets if target < 0 or (n_classes is not None and target >= n_classes)]
+    if wrong:
+        raise ValueError(f"target {wrong[0]} is none of the model's {n_classes} classes (0 to {(n_classes or 1) - 1})")
+
+
+def _length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `token_budget` padded tokens (or one example), longest first."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        size = max(1, token_budget // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def _split(scored: UnitScores, n_units: Sequence[int]) -> Iterator[Scored]:
+    cpu = {name: value.cpu() for name, value in scored.diagnostics.items()}
+    scores_BU, visible_BU, logits_BC = scored.scores_BU.cpu(), scored.visible_BU.cpu(), scored.logits_BC.float().cpu()
+    error_BU = None if scored.error_BU is None else scored.error_BU.cpu()
+    for row, count in enumerate(n_units):
+        yield Scored(
+            scores_U=scores_BU[row, :count],
+            visible_U=visible_BU[row, :count],
+            target=int(scored.target_B[row]),
+            logits_C=logits_BC[row],
+            error_U=None if error_BU is None else error_BU[row, :count],
+            diagnostics={name: float(value[row]) for name, value in cpu.items()},
+        )
