@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,17 +68,13 @@ def double_backward() -> Iterator[None]:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and its like."""
-    return unwrapped(model.module) if isinstance(getattr(model, "module", None), nn.Module) else model
-
-
-@lru_cache(maxsize=64)
-def _accepted(model_class: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)
+    inner = getattr(model, "module", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of a batch this model's `forward` takes."""
-    accepted = _accepted(type(unwrapped(model)))
+    accepted = inspect.signature(type(unwrapped(model)).forward).parameters
     return {name: batch[name] for name in MODEL_INPUTS if name in batch and name in accepted}
 
 
