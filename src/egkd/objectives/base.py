@@ -1,0 +1,76 @@
+"""The one idea of this library: a teacher *teaches* an objective once, a student *learns* it at every step.
+
+Shapes: B batch, U units, C classes. A lesson is ragged over examples on disk and padded in a batch.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from egkd.models import Seen
+from egkd.text import Batch
+
+Lesson = dict[str, Tensor]
+"""What the teacher showed of each example, by field name; first dimension B."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where in training a step is: all that an objective may know beside its data."""
+
+    step: int
+    epoch: int
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    """The student's tokenizer, to perturb its inputs."""
+
+
+class Objective(BaseModel, ABC):
+    """Something a student is asked to match. The fields of a subclass are its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    """Its name in settings, logs and lessons."""
+    needs_embeddings: ClassVar[bool] = False
+    """Whether teaching and learning differentiate with respect to the embeddings."""
+    taught_settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that shape the lesson; the others may change without teaching again."""
+    has_lesson: ClassVar[bool] = True
+
+    weight: float = Field(default=1.0, ge=0)
+    """Factor of this objective's loss in the sum. 0 switches it off, at no cost."""
+
+    @abstractmethod
+    def teach(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, seen: Seen) -> dict[str, list[Any]]:
+        """What the teacher shows about each example of `batch`, given what it showed in its plain pass (`seen`).
+
+        Returns one list of B (nested lists or 0/1/2-dimensional tensors) per field, cut to each example's true size.
+        The teacher is frozen; tensors in `seen` carry a graph only if `needs_embeddings`.
+        """
+
+    def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
+        """Perturbed copies of the batch which the student shall be observed on too. None by default."""
+        return []
+
+    @abstractmethod
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson) -> Tensor:
+        """How far the student is from the lesson: float [B], one loss per example, differentiable, without the weight."""
+
+    def lesson_key(self) -> dict[str, Any]:
+        """What of this objective a lesson depends on."""
+        return {"objective": self.name} | {name: getattr(self, name) for name in self.taught_settings}
+
+
+def real_units(batch: Batch, width: int) -> Tensor:
+    """Bool [B, width]: units the example has (padding is False)."""
+    return torch.arange(width, device=batch["n_units"].device) < batch["n_units"][:, None]
+
+
+def cut(values_BU: Tensor, batch: Batch) -> list[Any]:
+    """Rows cut to each example's own number of units, as a lesson stores them. Units come last."""
+    return [row[..., :n].cpu() for row, n in zip(values_BU.detach(), batch["n_units"].tolist(), strict=True)]

@@ -1,0 +1,75 @@
+"""Answers: gold labels and the teacher's soft labels.
+
+Shapes: B batch, C classes (1 for regression).
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from egkd.models import Seen
+from egkd.objectives.base import Lesson, Objective
+from egkd.text import Batch
+
+NO_LABEL = -100  # the field's mark for "not labelled"
+
+
+def logits_distance(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0) -> Tensor:
+    """T² · KL(teacher || student) of the softened predictions in nats, float [B]; squared error in regression (C = 1).
+
+    Source: Hinton et al. 2015. T² keeps the gradient's size independent of the temperature.
+    """
+    if student_BC.shape[-1] == 1:
+        return (student_BC - teacher_BC)[..., 0].square()
+    log_student_BC = F.log_softmax(student_BC / temperature, dim=-1)
+    log_teacher_BC = F.log_softmax(teacher_BC / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_student_BC, log_teacher_BC, reduction="none", log_target=True).sum(-1)
+
+
+class Labels(Objective):
+    """Gold labels: cross-entropy, or squared error in regression. Rows without a label cost nothing."""
+
+    name: ClassVar[str] = "labels"
+    has_lesson: ClassVar[bool] = False
+
+    weight: float = Field(default=0.5, ge=0)
+    """Factor of this objective's loss in the sum."""
+
+    def teach(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, seen: Seen) -> dict[str, list[Any]]:
+        """Nothing: the data set has the labels."""
+        return {}
+
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson) -> Tensor:
+        """`-log p(label)`, or `(output - label)²`."""
+        labels_B = batch["labels"]
+        if seen.logits_BC.shape[1] == 1:
+            known_B = ~torch.isnan(labels_B.float()) & (labels_B != NO_LABEL)
+            return torch.where(known_B, seen.logits_BC.float()[:, 0] - labels_B.nan_to_num().float(), 0.0).square()
+        return F.cross_entropy(seen.logits_BC.float(), labels_B, reduction="none", ignore_index=NO_LABEL)
+
+
+class SoftLabels(Objective):
+    """Plain distillation: the student's softened predictions match the teacher's."""
+
+    name: ClassVar[str] = "soft-labels"
+
+    weight: float = Field(default=0.5, ge=0)
+    """Factor of this objective's loss in the sum."""
+    temperature: float = Field(default=2.0, gt=0)
+    """Softens both predictions before they are compared; not used in regression."""
+    distance: Literal["kl", "mse"] = "kl"
+    """`kl` of the predictions (Hinton et al. 2015), or `mse` of the logits (Tang et al. 2019)."""
+
+    def teach(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, seen: Seen) -> dict[str, list[Any]]:
+        """The teacher's logits."""
+        return {"logits": list(seen.logits_BC.detach().cpu())}
+
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson) -> Tensor:
+        """`T² KL(p_T || p_S)` or `mean (z_T - z_S)²`."""
+        if self.distance == "mse":
+            return (seen.logits_BC.float() - lesson["logits"]).square().mean(-1)
+        return logits_distance(seen.logits_BC.float(), lesson["logits"], self.temperature)

@@ -1,0 +1,280 @@
+"""The loop: transformers' Trainer with objectives instead of one loss.
+
+Fine-tuning a teacher is the same loop with gold labels as its only objective.
+Shapes: B batch, C classes.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from egkd.lessons import Lessons, Progress, build_lessons
+from egkd.models import Seen, observe, unwrapped
+from egkd.objectives.base import Moment, Objective
+from egkd.objectives.predictions import Labels, SoftLabels
+from egkd.text import MAX_LENGTH, Batch, collate, encode, pack
+
+Metrics = Callable[[EvalPrediction], dict[str, float]]
+_COLUMNS = ["input_ids", "attention_mask", "token_type_ids", "unit_ids", "n_units", "length", "label", "labels", "idx"]
+
+
+def encode_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = MAX_LENGTH) -> Dataset:
+    """`dataset` (columns text, perhaps text_pair, label) with the columns of `text.encode` beside its own."""
+
+    def columns(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        return encode(tokenizer, rows["text"], rows.get("text_pair"), max_length)
+
+    return dataset.map(columns, batched=True, desc="tokenise")
+
+
+class DistillationCollator:
+    """Pads a batch and puts the lessons of its rows beside it."""
+
+    def __init__(self, pad_token_id: int, lessons: Mapping[str, Lessons] | None = None) -> None:
+        """`lessons` are looked up by a row's `idx`; rows without one (evaluation) get none."""
+        self.pad_token_id = pad_token_id
+        self.lessons = dict(lessons or {})
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One batch of tensors; `lessons` is a dictionary of dictionaries of tensors."""
+        batch: dict[str, Any] = collate(rows, self.pad_token_id)
+        if "idx" in batch:
+            indices = batch["idx"].tolist()
+            batch["lessons"] = {name: lessons.read(indices) for name, lessons in self.lessons.items()}
+        return batch
+
+
+class DistillationTrainer(Trainer):
+    """`transformers.Trainer` whose loss is a weighted sum of objectives taught by a teacher.
+
+    The teacher is asked once, before training, for what the objectives need (its lessons); training reads them from disk.
+    Each term is logged as `loss/<objective>`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments | None = None,
+        *,
+        teacher: PreTrainedModel | str | Path | None = None,
+        objectives: Sequence[Objective] | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase,
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        lessons_dir: str | Path | None = None,
+        max_length: int = MAX_LENGTH,
+        compute_metrics: Metrics | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Encode the data, build or open the lessons, then set up a Trainer.
+
+        Args:
+            model: the student; it is trained in place.
+            args: as for any Trainer.
+            teacher: a fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built).
+            objectives: what to match; gold labels and soft labels by default. Only those with lessons need a teacher.
+            train_dataset: columns `text`, perhaps `text_pair`, and `label`.
+            eval_dataset: the same, one or several by name.
+            processing_class: the student's tokenizer.
+            teacher_processing_class: the teacher's, where it is another.
+            lessons_dir: where lessons are kept; by default `lessons` beside the output folder.
+            max_length: tokens after which both models' inputs are cut.
+            compute_metrics: as for any Trainer.
+            callbacks: as for any Trainer.
+            progress: told how far building lessons is.
+
+        Raises ValueError for settings that cannot work together, StaleLessons for lessons made from something else.
+        """
+        args = args or TrainingArguments(output_dir="distilled")
+        self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
+        check_compatible(self.objectives, args, teacher is not None)
+        lessons: dict[str, Lessons] = {}
+        if train_dataset is not None:
+            encoded = encode_dataset(train_dataset, processing_class, max_length)
+            if teacher is not None and any(o.has_lesson for o in self.objectives):
+                with args.main_process_first(desc="lessons"):
+                    lessons = self._teach(
+                        teacher,
+                        teacher_processing_class or (None if isinstance(teacher, str | Path) else processing_class),
+                        encoded if teacher_processing_class is None else train_dataset,
+                        Path(lessons_dir or Path(args.output_dir).parent / "lessons"),
+                        max_length,
+                        progress,
+                    )
+            train_dataset = encoded.add_column("idx", np.arange(len(encoded)))  # type: ignore[call-arg]
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: encode_dataset(rows, processing_class, max_length) for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = encode_dataset(eval_dataset, processing_class, max_length)
+        self._terms: dict[str, Tensor] = {}
+        self._terms_seen = 0
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=DistillationCollator(processing_class.pad_token_id or 0, lessons),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+        )
+        self.label_names = ["labels"]
+        self.loss_is_scaled_for_ga = False  # our loss is the mean over a batch
+
+    def _teach(
+        self,
+        teacher: PreTrainedModel | str | Path,
+        tokenizer: PreTrainedTokenizerBase | None,
+        dataset: Dataset,
+        root: Path,
+        max_length: int,
+        progress: Progress | None,
+    ) -> dict[str, Lessons]:
+        if isinstance(teacher, str | Path):
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(teacher)
+            teacher = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32)
+            teacher = teacher.to(self_device())
+        assert tokenizer is not None
+        if "input_ids" not in dataset.column_names:
+            dataset = encode_dataset(dataset, tokenizer, max_length)
+        return build_lessons(self.objectives, teacher, tokenizer, dataset, root, max_length=max_length, progress=progress)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(_COLUMNS)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted sum of what every objective says, a mean over the batch; in evaluation the gold labels' loss alone."""
+        lessons = inputs.get("lessons", {})
+        batch: Batch = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        if not model.training:
+            seen = observe(model, batch)
+            loss = Labels().learn(seen, [], batch, {}).mean()
+            return (loss, SequenceClassifierOutput(logits=seen.logits_BC)) if return_outputs else loss
+        assert self.processing_class is not None
+        moment = Moment(step=self.state.global_step, epoch=int(self.state.epoch or 0), tokenizer=self.processing_class)  # type: ignore[arg-type]
+        wants_embeddings = any(objective.needs_embeddings for objective in self.objectives)
+        seen = observe(model, batch, embeddings=wants_embeddings, differentiable=wants_embeddings)
+        copies = [objective.copies(batch, lessons.get(objective.name, {}), moment) for objective in self.objectives]
+        views = self._observe_copies(model, copies)
+        terms = {
+            objective.name: objective.weight * objective.learn(seen, view, batch, lessons.get(objective.name, {})).mean()
+            for objective, view in zip(self.objectives, views, strict=True)
+        }
+        self._remember(terms)
+        loss = torch.stack(list(terms.values())).sum()
+        return (loss, SequenceClassifierOutput(logits=seen.logits_BC)) if return_outputs else loss
+
+    def _observe_copies(self, model: nn.Module, copies: Sequence[Sequence[Batch]]) -> list[list[Seen]]:
+        """All perturbed copies of all objectives in one forward pass, given back to those who asked for them."""
+        flat = [copy for wanted in copies for copy in wanted]
+        if not flat:
+            return [[] for _ in copies]
+        logits_PC = observe(model, pack(flat, self.data_collator.pad_token_id)).logits_BC  # type: ignore[attr-defined]
+        parts = iter(logits_PC.split([len(copy["input_ids"]) for copy in flat]))
+        return [[Seen(logits_BC=next(parts)) for _ in wanted] for wanted in copies]
+
+    def _remember(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value.detach()
+        self._terms_seen += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Trainer, with the mean of each term since the last log line."""
+        if "loss" in logs and self._terms_seen:
+            logs |= {f"loss/{name}": round(value.item() / self._terms_seen, 6) for name, value in self._terms.items()}
+            self._terms, self._terms_seen = {}, 0
+        super().log(logs, start_time)
+
+
+def self_device() -> torch.device:
+    """Where a teacher that we load ourselves goes: the accelerator, if there is one."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, has_teacher: bool) -> None:
+    """Refuse what cannot work together, before anything is loaded. Raises ValueError."""
+    if not objectives:
+        raise ValueError("no objective has a weight above 0; nothing would be learnt")
+    names = [objective.name for objective in objectives]
+    if len(set(names)) < len(names):
+        raise ValueError(f"objectives {names} name one twice; give each once")
+    taught = [objective.name for objective in objectives if objective.has_lesson]
+    if taught and not has_teacher:
+        raise ValueError(f"the objectives {', '.join(taught)} need a teacher; pass teacher=…")
+    twice = [objective.name for objective in objectives if objective.needs_embeddings]
+    if not twice:
+        return
+    if args.torch_compile:
+        raise ValueError(f"torch_compile cannot differentiate twice, which {twice[0]} needs; switch one of them off")
+    checkpointing = getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
+    reentrant = (getattr(args, "gradient_checkpointing_kwargs", None) or {}).get("use_reentrant", False)
+    if checkpointing and reentrant:
+        raise ValueError(f"reentrant checkpointing cannot differentiate twice, which {twice[0]} needs; set use_reentrant to false")
+    if getattr(args, "ddp_static_graph", None):
+        raise ValueError(f"ddp_static_graph gives wrong gradients, without an error, with {twice[0]}; set it to false")
+    if args.fsdp or args.deepspeed:
+        raise ValueError(f"FSDP and DeepSpeed are not supported with {twice[0]}, which differentiates twice; use plain DDP")
+
+
+class JsonlLog(TrainerCallback):
+    """Keeps the whole log history in a file, one JSON object a line; a resumed run's file is that of an uninterrupted one."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is written anew at every log."""
+        self.path = path
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write what Trainer knows."""
+        if state.is_world_process_zero:
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history))
+
+
+def predict_logits(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, *, max_length: int = MAX_LENGTH, batch_size: int = 64
+) -> np.ndarray:
+    """The model's logits on a data set, float32 [rows, C], in batches of similar length."""
+    encoded = dataset if "input_ids" in dataset.column_names else encode_dataset(dataset, tokenizer, max_length)
+    lengths = encoded["length"]
+    order = sorted(range(len(encoded)), key=lambda row: lengths[row])
+    device = next(unwrapped(model).parameters()).device
+    logits: list[np.ndarray] = [np.empty(0)] * len(order)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = collate([encoded[row] for row in rows], tokenizer.pad_token_id or 0)
+            with torch.inference_mode():
+                values_BC = observe(model, {k: v.to(device) for k, v in batch.items()}).logits_BC.float().cpu().numpy()
+            for row, value in zip(rows, values_BC, strict=True):
+                logits[row] = value
+    finally:
+        model.train(was_training)
+    return np.stack(logits)
