@@ -9,6 +9,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from egkd.models import frozen, observe
-from egkd.objectives.base import Lesson, Objective
+from egkd.objectives.base import Lesson, Objective, Teacher
 from egkd.text import UNIT_RULE, collate
 
 FORMAT = 1  # of a store on disk
@@ -61,13 +63,10 @@ def fingerprint_texts(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def lesson_key(
-    objective: Objective, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int
-) -> dict[str, Any]:
-    """Everything the lesson of `objective` about `dataset` depends on, as it stands in the manifest."""
+def _common_key(teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> dict[str, Any]:
+    """Everything that lessons of all objectives about `dataset` depend on, as it stands in the manifest."""
     return {
         "format": FORMAT,
-        "settings": objective.lesson_key(),
         "teacher": fingerprint_model(teacher),
         "tokenizer": fingerprint_tokenizer(tokenizer),
         "texts": fingerprint_texts(dataset),
@@ -137,6 +136,16 @@ def stack(values: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(padded)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """An objective whose lesson is missing, and where it goes."""
+
+    objective: Objective
+    key: dict[str, Any]
+    folder: Path
+    teacher: Teacher
+
+
 def build_lessons(
     objectives: Sequence[Objective],
     teacher: nn.Module,
@@ -154,73 +163,79 @@ def build_lessons(
     plain pass. Two processes may ask at once: one builds, the other waits.
     """
     wanted = {objective.name: objective for objective in objectives if objective.has_lesson and objective.weight > 0}
-    keys = {name: lesson_key(objective, teacher, tokenizer, dataset, max_length) for name, objective in wanted.items()}
+    if not wanted:
+        return {}
+    common = _common_key(teacher, tokenizer, dataset, max_length)
+    keys = {name: common | {"settings": objective.lesson_key()} for name, objective in wanted.items()}
     folders = {name: store_path(root, key) for name, key in keys.items()}
-    if wanted:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = hashlib.sha256("".join(sorted(path.name for path in folders.values())).encode()).hexdigest()[:16]
-        with FileLock(root / f".{lock}.lock"):
-            missing = [name for name in wanted if not (folders[name] / "manifest.json").exists()]
-            if missing:
-                _build([(wanted[n], keys[n], folders[n]) for n in missing], teacher, tokenizer, dataset, batch_size, progress)
+    root.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for folder in sorted(folders.values()):  # everybody takes them in the same order, so nobody waits for ever
+            locks.enter_context(FileLock(folder.with_name(f".{folder.name}.lock")))
+        missing = [name for name in wanted if not (folders[name] / "manifest.json").exists()]
+        if missing:
+            with frozen(teacher):
+                jobs = [_prepare(wanted[n], keys[n], folders[n], teacher, tokenizer, dataset) for n in missing]
+                _teach_all(jobs, dataset, batch_size, progress)
     return {name: Lessons(folders[name], keys[name]) for name in wanted}
 
 
-def _build(
-    missing: Sequence[tuple[Objective, dict[str, Any], Path]],
+def _prepare(
+    objective: Objective,
+    key: dict[str, Any],
+    folder: Path,
     teacher: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
-    batch_size: int,
-    progress: Progress | None,
-) -> None:
-    starts = range(0, len(dataset), SHARD_ROWS)
-    with frozen(teacher):
-        for start in starts:
-            file = f"shard-{start // SHARD_ROWS:05d}.arrow"
-            todo = [entry for entry in missing if not (entry[2] / file).exists()]
-            stop = min(start + SHARD_ROWS, len(dataset))
-            if todo:
-                objectives = [entry[0] for entry in todo]
-                lessons = _teach_shard(objectives, teacher, tokenizer, dataset, range(start, stop), batch_size, progress)
-                for (_, _, folder), columns in zip(todo, lessons, strict=True):
-                    _write_shard(folder / file, columns)
-            if progress:
-                progress(stop, len(dataset))
-    for _, key, folder in missing:
-        shards = [{"file": path.name, "bytes": path.stat().st_size} for path in sorted(folder.glob("shard-*.arrow"))]
-        unfinished = folder / "manifest.json.tmp"
-        unfinished.write_text(json.dumps({"key": key, "shards": shards}, indent=2))
-        unfinished.replace(folder / "manifest.json")
+) -> _Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = Teacher(model=teacher, tokenizer=tokenizer)
+    prepared = replace(plain, prepared=objective.prepare(plain, dataset, folder))
+    return _Job(objective=objective, key=key, folder=folder, teacher=prepared)
+
+
+def _teach_all(jobs: Sequence[_Job], dataset: Dataset, batch_size: int, progress: Progress | None) -> None:
+    """Write every missing shard, then the manifests."""
+    for start in range(0, len(dataset), SHARD_ROWS):
+        file = f"shard-{start // SHARD_ROWS:05d}.arrow"
+        todo = [job for job in jobs if not (job.folder / file).exists()]
+        rows = range(start, min(start + SHARD_ROWS, len(dataset)))
+        if todo:
+            for job, columns in zip(todo, _teach_shard(todo, dataset, rows, batch_size, progress), strict=True):
+                _write_shard(job.folder / file, columns)
+        if progress:
+            progress(rows.stop, len(dataset))
+    for job in jobs:
+        shards = [{"file": path.name, "bytes": path.stat().st_size} for path in sorted(job.folder.glob("shard-*.arrow"))]
+        unfinished = job.folder / "manifest.json.tmp"
+        unfinished.write_text(json.dumps({"key": job.key, "shards": shards}, indent=2))
+        unfinished.replace(job.folder / "manifest.json")
 
 
 def _teach_shard(
-    objectives: Sequence[Objective],
-    teacher: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    rows: range,
-    batch_size: int,
-    progress: Progress | None,
-) -> list[dict[str, list[Any]]]:
+    jobs: Sequence[_Job], dataset: Dataset, rows: range, batch_size: int, progress: Progress | None
+) -> list[dict[str, list[np.ndarray]]]:
     """Lessons of `rows`, in their order, taught in batches of similar length."""
-    embeddings = any(objective.needs_embeddings for objective in objectives)
-    taught: list[dict[str, list[Any]]] = [{} for _ in objectives]
-    for done, indices in enumerate(_by_length(dataset, rows, batch_size)):
-        examples = [dict(dataset[index]) | {"idx": index} for index in indices]
-        batch = collate(examples, tokenizer.pad_token_id or 0)
-        batch = {name: value.to(next(teacher.parameters()).device) for name, value in batch.items()}
+    embeddings = any(job.objective.needs_embeddings for job in jobs)
+    model, pad_token_id = jobs[0].teacher.model, jobs[0].teacher.tokenizer.pad_token_id or 0
+    device = next(model.parameters()).device
+    taught: list[dict[str, list[Any]]] = [{} for _ in jobs]
+    done = rows.start
+    for indices in _by_length(dataset, rows, batch_size):
+        batch = collate([dataset[index] for index in indices], pad_token_id)
+        batch = {name: value.to(device) for name, value in batch.items()}
         with torch.set_grad_enabled(embeddings):
-            seen = observe(teacher, batch, embeddings=embeddings)
-        for objective, columns in zip(objectives, taught, strict=True):
-            with torch.set_grad_enabled(objective.needs_embeddings):
-                lesson = objective.teach(teacher, tokenizer, batch, seen)
+            seen = observe(model, batch, embeddings=embeddings)
+        for job, columns in zip(jobs, taught, strict=True):
+            with torch.set_grad_enabled(job.objective.needs_embeddings):
+                lesson = job.objective.teach(job.teacher, batch, seen)
             for name, values in lesson.items():
                 column = columns.setdefault(name, [None] * len(rows))
                 for index, value in zip(indices, values, strict=True):
                     column[index - rows.start] = np.asarray(value)
+        done += len(indices)
         if progress:
-            progress(rows.start + min((done + 1) * batch_size, len(rows)), len(dataset))
+            progress(done, len(dataset))
     return taught
 
 

@@ -30,7 +30,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from egkd.lessons import Lessons, Progress, build_lessons
 from egkd.models import Seen, observe, unwrapped
 from egkd.objectives.base import Moment, Objective
-from egkd.objectives.predictions import Labels, SoftLabels
+from egkd.objectives.predictions import Labels, SoftLabels, label_loss
 from egkd.text import MAX_LENGTH, Batch, collate, encode, pack
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
@@ -175,7 +175,7 @@ class DistillationTrainer(Trainer):
         batch: Batch = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         if not model.training:
             seen = observe(model, batch)
-            loss = Labels().learn(seen, [], batch, {}).mean()
+            loss = label_loss(seen.logits_BC, batch["labels"]).mean()
             return (loss, SequenceClassifierOutput(logits=seen.logits_BC)) if return_outputs else loss
         assert self.processing_class is not None
         moment = Moment(step=self.state.global_step, epoch=int(self.state.epoch or 0), tokenizer=self.processing_class)  # type: ignore[arg-type]
@@ -184,7 +184,8 @@ class DistillationTrainer(Trainer):
         copies = [objective.copies(batch, lessons.get(objective.name, {}), moment) for objective in self.objectives]
         views = self._observe_copies(model, copies)
         terms = {
-            objective.name: objective.weight * objective.learn(seen, view, batch, lessons.get(objective.name, {})).mean()
+            objective.name: objective.weight
+            * objective.learn(seen, view, batch, lessons.get(objective.name, {}), moment).mean()
             for objective, view in zip(self.objectives, views, strict=True)
         }
         self._remember(terms)
@@ -215,7 +216,11 @@ class DistillationTrainer(Trainer):
 
 def self_device() -> torch.device:
     """Where a teacher that we load ourselves goes: the accelerator, if there is one."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.accelerator.current_accelerator() or torch.device("cpu")
+        if torch.accelerator.is_available()
+        else torch.device("cpu")
+    )
 
 
 def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, has_teacher: bool) -> None:
@@ -236,7 +241,9 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     checkpointing = getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
     reentrant = (getattr(args, "gradient_checkpointing_kwargs", None) or {}).get("use_reentrant", False)
     if checkpointing and reentrant:
-        raise ValueError(f"reentrant checkpointing cannot differentiate twice, which {twice[0]} needs; set use_reentrant to false")
+        raise ValueError(
+            f"reentrant checkpointing cannot differentiate twice, which {twice[0]} needs; set use_reentrant to false"
+        )
     if getattr(args, "ddp_static_graph", None):
         raise ValueError(f"ddp_static_graph gives wrong gradients, without an error, with {twice[0]}; set it to false")
     if args.fsdp or args.deepspeed:
@@ -257,7 +264,12 @@ class JsonlLog(TrainerCallback):
 
 
 def predict_logits(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, *, max_length: int = MAX_LENGTH, batch_size: int = 64
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    *,
+    max_length: int = MAX_LENGTH,
+    batch_size: int = 64,
 ) -> np.ndarray:
     """The model's logits on a data set, float32 [rows, C], in batches of similar length."""
     encoded = dataset if "input_ids" in dataset.column_names else encode_dataset(dataset, tokenizer, max_length)

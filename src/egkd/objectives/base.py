@@ -5,9 +5,10 @@ Shapes: B batch, U units, C classes. A lesson is ragged over examples on disk an
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
+from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,19 @@ from egkd.text import Batch
 
 Lesson = dict[str, Tensor]
 """What the teacher showed of each example, by field name; first dimension B."""
+
+
+Taught = dict[str, list[Any]]
+"""What an objective's `teach` returns: by field name, one array per example, of its true size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Who teaches: a frozen model, its tokenizer, and what an objective prepared before the first batch."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    prepared: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +59,19 @@ class Objective(BaseModel, ABC):
     weight: float = Field(default=1.0, ge=0)
     """Factor of this objective's loss in the sum. 0 switches it off, at no cost."""
 
+    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path) -> Any:
+        """What has to be done once before the first batch is taught (training a selector): it arrives as `teacher.prepared`.
+
+        `dataset` is encoded, `folder` is the lesson's own and may keep files. Nothing by default.
+        """
+        return None
+
     @abstractmethod
-    def teach(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, seen: Seen) -> dict[str, list[Any]]:
+    def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """What the teacher shows about each example of `batch`, given what it showed in its plain pass (`seen`).
 
-        Returns one list of B (nested lists or 0/1/2-dimensional tensors) per field, cut to each example's true size.
-        The teacher is frozen; tensors in `seen` carry a graph only if `needs_embeddings`.
+        Returns one list of B 0-, 1- or 2-dimensional arrays per field, cut to each example's true size. The teacher is
+        frozen; tensors in `seen` carry a graph only if `needs_embeddings`.
         """
 
     def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
@@ -58,7 +79,7 @@ class Objective(BaseModel, ABC):
         return []
 
     @abstractmethod
-    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson) -> Tensor:
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """How far the student is from the lesson: float [B], one loss per example, differentiable, without the weight."""
 
     def lesson_key(self) -> dict[str, Any]:
@@ -66,11 +87,6 @@ class Objective(BaseModel, ABC):
         return {"objective": self.name} | {name: getattr(self, name) for name in self.taught_settings}
 
 
-def real_units(batch: Batch, width: int) -> Tensor:
-    """Bool [B, width]: units the example has (padding is False)."""
-    return torch.arange(width, device=batch["n_units"].device) < batch["n_units"][:, None]
-
-
 def cut(values_BU: Tensor, batch: Batch) -> list[Any]:
-    """Rows cut to each example's own number of units, as a lesson stores them. Units come last."""
-    return [row[..., :n].cpu() for row, n in zip(values_BU.detach(), batch["n_units"].tolist(), strict=True)]
+    """Rows cut to each example's own number of units (at least 1), as a lesson stores them. Units come last."""
+    return [row[..., : max(n, 1)].cpu() for row, n in zip(values_BU.detach(), batch["n_units"].tolist(), strict=True)]

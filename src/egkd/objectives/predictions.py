@@ -3,16 +3,15 @@
 Shapes: B batch, C classes (1 for regression).
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
 from egkd.models import Seen
-from egkd.objectives.base import Lesson, Objective
+from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher
 from egkd.text import Batch
 
 NO_LABEL = -100  # the field's mark for "not labelled"
@@ -30,6 +29,14 @@ def logits_distance(student_BC: Tensor, teacher_BC: Tensor, temperature: float =
     return temperature**2 * F.kl_div(log_student_BC, log_teacher_BC, reduction="none", log_target=True).sum(-1)
 
 
+def label_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Cross-entropy in nats, or squared error in regression (C = 1), float [B]; 0 where there is no label."""
+    if logits_BC.shape[1] == 1:
+        known_B = ~torch.isnan(labels_B.float()) & (labels_B != NO_LABEL)
+        return torch.where(known_B, logits_BC.float()[:, 0] - labels_B.float().nan_to_num(), 0.0).square()
+    return F.cross_entropy(logits_BC.float(), labels_B, reduction="none", ignore_index=NO_LABEL)
+
+
 class Labels(Objective):
     """Gold labels: cross-entropy, or squared error in regression. Rows without a label cost nothing."""
 
@@ -39,17 +46,13 @@ class Labels(Objective):
     weight: float = Field(default=0.5, ge=0)
     """Factor of this objective's loss in the sum."""
 
-    def teach(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, seen: Seen) -> dict[str, list[Any]]:
+    def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """Nothing: the data set has the labels."""
         return {}
 
-    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson) -> Tensor:
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """`-log p(label)`, or `(output - label)²`."""
-        labels_B = batch["labels"]
-        if seen.logits_BC.shape[1] == 1:
-            known_B = ~torch.isnan(labels_B.float()) & (labels_B != NO_LABEL)
-            return torch.where(known_B, seen.logits_BC.float()[:, 0] - labels_B.nan_to_num().float(), 0.0).square()
-        return F.cross_entropy(seen.logits_BC.float(), labels_B, reduction="none", ignore_index=NO_LABEL)
+        return label_loss(seen.logits_BC, batch["labels"])
 
 
 class SoftLabels(Objective):
@@ -64,11 +67,11 @@ class SoftLabels(Objective):
     distance: Literal["kl", "mse"] = "kl"
     """`kl` of the predictions (Hinton et al. 2015), or `mse` of the logits (Tang et al. 2019)."""
 
-    def teach(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, seen: Seen) -> dict[str, list[Any]]:
+    def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """The teacher's logits."""
         return {"logits": list(seen.logits_BC.detach().cpu())}
 
-    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson) -> Tensor:
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """`T² KL(p_T || p_S)` or `mean (z_T - z_S)²`."""
         if self.distance == "mse":
             return (seen.logits_BC.float() - lesson["logits"]).square().mean(-1)

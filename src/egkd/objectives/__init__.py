@@ -1,0 +1,24 @@
+"""What a student must match: every objective, by family."""
+
+from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher
+from egkd.objectives.gradient import GradientGuide
+from egkd.objectives.perturbation import PerturbationGuide
+from egkd.objectives.predictions import Labels, SoftLabels
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    objective.name: objective for objective in (Labels, SoftLabels, GradientGuide, PerturbationGuide)
+}
+"""Every objective by the name settings use."""
+
+__all__ = [
+    "OBJECTIVES",
+    "GradientGuide",
+    "Labels",
+    "Lesson",
+    "Moment",
+    "Objective",
+    "PerturbationGuide",
+    "SoftLabels",
+    "Taught",
+    "Teacher",
+]
