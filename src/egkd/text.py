@@ -120,8 +120,8 @@ def visible_units(unit_ids_BT: Tensor, n_units: int) -> Tensor:
 
 
 def width(batch: Batch) -> int:
-    """U of a batch: the largest number of units any of its examples has."""
-    return int(batch["n_units"].max())
+    """U of a batch: the largest number of units any of its examples has, at least 1 (empty texts have none)."""
+    return max(1, int(batch["n_units"].max()))
 
 
 def perturb(batch: Batch, keep_BU: Tensor, operator: Operator, tokenizer: PreTrainedTokenizerBase) -> Batch:

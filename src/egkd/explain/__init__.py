@@ -1,7 +1,176 @@
-"""How a unit of text gets a score: three families of explainers behind one interface."""
+"""How a unit of text gets a score: three families of explainers behind one interface.
 
-from egkd.explain.base import Explainer, Scored, UnitScores, iter_scored, score_dataset
-from egkd.explain.gradient import InputXGradient
+for explanation in explain(model, tokenizer, ["a truly wonderful film"], method="shapley-sampling"):
+    print(explanation.words, explanation.scores)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from egkd.explain.base import TOKEN_BUDGET, Explainer, Scored, UnitScores, iter_scored, score_dataset
+from egkd.explain.explanation import Explanation, Unit, load, save
+from egkd.explain.gradient import InputXGradient, IntegratedGradients, Saliency, unit_scores_of_gradient
 from egkd.explain.perturbation import Occlusion
+from egkd.explain.shapley import ExactShapley, ShapleySampling
+from egkd.explain.smoothgrad import SmoothGrad
+from egkd.explain.surrogate import KernelShap, Lime
+from egkd.text import MAX_LENGTH, encode, unit_spans
 
-__all__ = ["Explainer", "InputXGradient", "Occlusion", "Scored", "UnitScores", "iter_scored", "score_dataset"]
+Target = Literal["predicted"] | str | int | Sequence[int]
+
+EXPLAINERS: dict[str, type[Explainer]] = {
+    explainer.name: explainer
+    for explainer in (
+        Saliency,
+        InputXGradient,
+        IntegratedGradients,
+        SmoothGrad,
+        Occlusion,
+        Lime,
+        KernelShap,
+        ShapleySampling,
+        ExactShapley,
+    )
+}
+"""Every explainer by its name."""
+
+
+def explainer_from_name(name: str, settings: Mapping[str, Any] | None = None) -> Explainer:
+    """The explainer of that name with these settings; others keep their defaults.
+
+    A setting that is an explainer itself is given by name, or as {"method": name, **settings}.
+    Raises ValueError, one line, for an unknown name or setting (with the nearest known one) or a bad value.
+    """
+    if name not in EXPLAINERS:
+        raise ValueError(f"unknown explanation method '{name}'{_hint(name, EXPLAINERS)}")
+    explainer = EXPLAINERS[name]
+    known = [f.name for f in fields(explainer)]
+    values = dict(settings or {})
+    for setting in values:
+        if setting not in known:
+            raise ValueError(f"'{name}' has no setting '{setting}'{_hint(setting, known)}")
+    if "inner" in values and not isinstance(values["inner"], Explainer):
+        inner = values["inner"]
+        inner = {"method": inner} if isinstance(inner, str) else dict(inner)
+        values["inner"] = explainer_from_name(inner.pop("method", "no method"), inner)
+    try:
+        return explainer(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"'{name}', setting '{first['loc'][0]}': {first['msg']}; it is {first['input']!r}") from None
+
+
+def explain(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | Sequence[str],
+    pairs: str | Sequence[str] | None = None,
+    *,
+    method: str | Explainer = "integrated-gradients",
+    target: Target = "predicted",
+    max_length: int = MAX_LENGTH,
+    seed: int = 0,
+    token_budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> list[Explanation]:
+    """Explain what a sequence classifier or regressor says about texts (or pairs), word by word.
+
+    Scores are for the log odds of `target` (a class by number or name, one number per text, or the predicted class), or
+    for the output in regression. The model comes back as it was. The same seed gives the same scores, whatever else is
+    in `texts`; `token_budget` bounds the tokens of one forward pass and changes nothing but memory and speed. Texts
+    longer than `max_length` tokens are cut, and `Explanation.hidden` says where.
+
+    Raises ValueError for an unknown method or class, for pairs that do not match the texts, and for a slow tokenizer.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    pairs = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
+    if pairs is not None and len(pairs) != len(texts):
+        raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; give as many of one as of the other")
+    if not texts:
+        return []
+    explainer = explainer_from_name(method) if isinstance(method, str) else method
+    rows = _rows(tokenizer, texts, pairs, max_length)
+    targets = _targets(model, target, len(texts))
+    scored = score_dataset(
+        explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget, progress=progress
+    )
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return [_explanation(row, one, names, explainer) for row, one in zip(rows, scored, strict=True)]
+
+
+def _rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> list[dict[str, Any]]:
+    columns = encode(tokenizer, texts, pairs, max_length)
+    columns["text"] = list(texts)
+    if pairs is not None:
+        columns["text_pair"] = list(pairs)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _targets(model: nn.Module, target: Target, n_texts: int) -> list[int] | None:
+    if target == "predicted":
+        return None
+    if isinstance(target, str):
+        numbers = getattr(getattr(model, "config", None), "label2id", None) or {}
+        if target not in numbers:
+            raise ValueError(f"the model has no class '{target}'{_hint(target, numbers)}")
+        target = int(numbers[target])
+    return [target] * n_texts if isinstance(target, int) else list(target)
+
+
+def _explanation(row: Mapping[str, Any], scored: Scored, names: Mapping[int, str], explainer: Explainer) -> Explanation:
+    parts = [row["text"]] if row.get("text_pair") is None else [row["text"], row["text_pair"]]
+    units = [Unit(part, *span) for part, text in enumerate(parts) for span in unit_spans(text)]
+    errors = None if scored.error_U is None else scored.error_U.tolist()
+    return Explanation(
+        text=row["text"],
+        text_pair=row.get("text_pair"),
+        units=tuple(units),
+        scores=tuple(scored.scores_U.tolist()),
+        hidden=tuple((~scored.visible_U).tolist()),
+        errors=None if errors is None else tuple(error if error == error else None for error in errors),
+        target=scored.target,
+        label=str(names.get(scored.target, scored.target)) if len(scored.logits_C) > 1 else "output",
+        logits=tuple(scored.logits_C.tolist()),
+        method=explainer.name,
+        settings=explainer.settings(),
+        diagnostics=dict(scored.diagnostics),
+    )
+
+
+def _hint(wrong: str, known: Any) -> str:
+    near = get_close_matches(wrong, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; there is {', '.join(sorted(known)) or 'none'}"
+
+
+__all__ = [
+    "EXPLAINERS",
+    "ExactShapley",
+    "Explainer",
+    "Explanation",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelShap",
+    "Lime",
+    "Occlusion",
+    "Saliency",
+    "Scored",
+    "ShapleySampling",
+    "SmoothGrad",
+    "Unit",
+    "UnitScores",
+    "explain",
+    "explainer_from_name",
+    "iter_scored",
+    "load",
+    "save",
+    "score_dataset",
+    "unit_scores_of_gradient",
+]

@@ -93,6 +93,11 @@ def predicted(logits_BC: Tensor, target_B: Tensor | None) -> Tensor:
     return logits_BC.argmax(1) if target_B is None else target_B
 
 
+def take(batch: Batch, row_P: Tensor) -> Batch:
+    """The rows `row_P` of a batch, in that order."""
+    return {name: value[row_P] for name, value in batch.items()}
+
+
 def example_seed(seed: int, row: Mapping[str, Any]) -> int:
     """A seed for one example from its own text (its tokens where the text is not in the row): the same in any batch, in
     any order, and for two models whose explanations are compared."""

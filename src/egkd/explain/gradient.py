@@ -1,19 +1,23 @@
 """Gradient-based explanations, taken at the output of the embedding layer.
 
-Shapes: B batch, T tokens, D width of the embedding output, U units, C classes.
+Shapes: B batch, T tokens, D width of the embedding output, U units, C classes, P points (S steps on the path of each example).
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
+from numpy.polynomial.legendre import leggauss
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted
+from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted, take
 from egkd.models import Seen, log_odds, observe
-from egkd.text import Batch, pool_units, visible_units, width
+from egkd.text import SPECIAL, Batch, perturb, pool_units, visible_units, width
 
 Reduction = Literal["sum", "norm", "l1"]
 
@@ -24,8 +28,8 @@ def unit_scores_of_gradient(
     """Scores of units, float32 [B, n_units], from a gradient at the embeddings: differentiable, also twice.
 
     With a_BTD = embeddings * gradient (the gradient alone where `embeddings_BTD` is None), over all tokens t of a unit
-    and all d: "sum" is the sum of a, signed; "norm" is sqrt(sum a²); "l1" is sum |a|. A unit without tokens scores 0,
-    and passes back no gradient.
+    and all d: "sum" is the sum of a, signed; "norm" is sqrt(sum a²); "l1" is sum |a|. A unit without tokens scores 0
+    and passes no gradient back.
     """
     attribution_BTD = gradient_BTD.float() if embeddings_BTD is None else embeddings_BTD.float() * gradient_BTD.float()
     if reduction == "sum":
@@ -50,20 +54,25 @@ def gradient_at_embeddings(
         target_B = predicted(seen.logits_BC, target_B)
         assert seen.embeddings_BTD is not None
         (gradient_BTD,) = torch.autograd.grad(log_odds(seen.logits_BC, target_B).sum(), seen.embeddings_BTD)
-    return seen, gradient_BTD, target_B
+    return Seen(logits_BC=seen.logits_BC.detach(), embeddings_BTD=seen.embeddings_BTD.detach()), gradient_BTD, target_B
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputXGradient(Explainer):
-    """Embedding times gradient: s_u = reduction over u of e * df/de. One forward and one backward pass."""
+class GradientExplainer(Explainer):
+    """An explainer that can also be asked at other embeddings than the text's own, as SmoothGrad does."""
 
-    name: ClassVar[str] = "input-x-gradient"
     family: ClassVar[Family] = "gradient"
-    passes: ClassVar[str] = "1 F + 1 B"
-    source: ClassVar[str] = "Shrikumar et al. 2016, arXiv:1605.01713"
 
-    reduction: Reduction = "sum"
-    """"sum" (signed), "norm" or "l1"."""
+    @abstractmethod
+    def score_at(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Batch,
+        target_B: Tensor | None,
+        embeddings_BTD: Tensor | None,
+        token_budget: int,
+    ) -> UnitScores:
+        """As `score`, with `embeddings_BTD` in the place of the batch's own (None: its own)."""
 
     def score(
         self,
@@ -74,13 +83,158 @@ class InputXGradient(Explainer):
         seeds: Sequence[int],
         token_budget: int = TOKEN_BUDGET,
     ) -> UnitScores:
-        seen, gradient_BTD, target_B = gradient_at_embeddings(model, batch, target_B)
+        """Nothing is drawn: `seeds` are not needed."""
+        return self.score_at(model, tokenizer, batch, target_B, None, token_budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saliency(GradientExplainer):
+    """The size of the gradient: s_u = sum |df/de| or sqrt(sum (df/de)²) over the tokens and dimensions of u.
+
+    Says how fast the output changes with a word, not in which direction the word pushes; *InputXGradient* does.
+    """
+
+    name: ClassVar[str] = "saliency"
+    passes: ClassVar[str] = "1 F + 1 B"
+    source: ClassVar[str] = "Simonyan et al. 2014, arXiv:1312.6034"
+
+    reduction: Literal["norm", "l1"] = "norm"
+    """"norm" (L2) or "l1"."""
+
+    def score_at(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Batch,
+        target_B: Tensor | None,
+        embeddings_BTD: Tensor | None,
+        token_budget: int,
+    ) -> UnitScores:
+        seen, gradient_BTD, target_B = gradient_at_embeddings(model, batch, target_B, embeddings_BTD)
+        return _unit_scores(None, gradient_BTD, batch, self.reduction, target_B, seen.logits_BC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputXGradient(GradientExplainer):
+    """Embedding times gradient: s_u = the reduction of e * df/de over the tokens and dimensions of u.
+
+    The first-order estimate of what zeroing a word's embedding would take away; *IntegratedGradients* follows the whole
+    path instead of its end.
+    """
+
+    name: ClassVar[str] = "input-x-gradient"
+    passes: ClassVar[str] = "1 F + 1 B"
+    source: ClassVar[str] = "Shrikumar et al. 2016, arXiv:1605.01713"
+
+    reduction: Reduction = "sum"
+    """"sum" (signed), "norm" (L2) or "l1"."""
+
+    def score_at(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Batch,
+        target_B: Tensor | None,
+        embeddings_BTD: Tensor | None,
+        token_budget: int,
+    ) -> UnitScores:
+        seen, gradient_BTD, target_B = gradient_at_embeddings(model, batch, target_B, embeddings_BTD)
+        return _unit_scores(seen.embeddings_BTD, gradient_BTD, batch, self.reduction, target_B, seen.logits_BC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegratedGradients(GradientExplainer):
+    """The gradient averaged on the straight path from a baseline b to the embeddings e, times e - b.
+
+    s_u = reduction over u of (e - b) * sum_k w_k df/de(b + a_k (e - b)). With "sum" the scores add up to f(e) - f(b) but
+    for the error of the quadrature, reported as the diagnostic "completeness_gap" = sum_u s_u - (f(e) - f(b)). The path
+    moves words only; special tokens keep their embeddings in b, so that they need no share.
+    """
+
+    name: ClassVar[str] = "integrated-gradients"
+    passes: ClassVar[str] = "(S + 3) F + S B"
+    source: ClassVar[str] = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 3"
+
+    steps: int = Field(default=50, gt=0)
+    """Points on the path (S)."""
+    rule: Literal["gauss-legendre", "riemann"] = "gauss-legendre"
+    """Where the points lie: Gauss-Legendre nodes, or the middles of S equal parts."""
+    baseline: Literal["mask", "pad", "zero"] = "mask"
+    """What words are at the start of the path: mask tokens, padding tokens, or zero vectors."""
+    reduction: Reduction = "sum"
+    """"sum" (signed, complete), "norm" (L2) or "l1"."""
+
+    def score_at(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Batch,
+        target_B: Tensor | None,
+        embeddings_BTD: Tensor | None,
+        token_budget: int,
+    ) -> UnitScores:
+        with torch.no_grad():
+            own = observe(model, batch, embeddings=True, replace_BTD=embeddings_BTD)
+            target_B = predicted(own.logits_BC, target_B)
+            assert own.embeddings_BTD is not None
+            base_BTD = self._baseline(model, tokenizer, batch, own.embeddings_BTD)
+            path_BTD = own.embeddings_BTD - base_BTD
+        gradient_BTD = self._mean_gradient(model, batch, target_B, base_BTD, path_BTD, token_budget)
+        scored = _unit_scores(path_BTD, gradient_BTD, batch, self.reduction, target_B, own.logits_BC)
+        if self.reduction != "sum":
+            return scored
+        with torch.no_grad():
+            base = observe(model, batch, replace_BTD=base_BTD)
+        rise_B = log_odds(own.logits_BC.float(), target_B) - log_odds(base.logits_BC.float(), target_B)
+        return replace(scored, diagnostics={"completeness_gap": scored.scores_BU.sum(1) - rise_B})
+
+    def _baseline(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, own_BTD: Tensor) -> Tensor:
+        word_BT = batch["unit_ids"] != SPECIAL
+        if self.baseline == "zero":
+            return own_BTD.masked_fill(word_BT[..., None], 0.0)
+        if self.baseline == "pad":
+            empty = {**batch, "input_ids": batch["input_ids"].masked_fill(word_BT, tokenizer.pad_token_id or 0)}
+        else:
+            keep_BU = torch.zeros(len(own_BTD), width(batch), dtype=torch.bool, device=own_BTD.device)
+            empty = perturb(batch, keep_BU, "mask", tokenizer)
+        seen = observe(model, empty, embeddings=True)
         assert seen.embeddings_BTD is not None
-        return UnitScores(
-            scores_BU=unit_scores_of_gradient(
-                seen.embeddings_BTD.detach(), gradient_BTD, batch["unit_ids"], width(batch), self.reduction
-            ),
-            visible_BU=visible_units(batch["unit_ids"], width(batch)),
-            target_B=target_B,
-            logits_BC=seen.logits_BC.detach(),
-        )
+        return torch.where(word_BT[..., None], seen.embeddings_BTD, own_BTD)
+
+    def _mean_gradient(
+        self, model: nn.Module, batch: Batch, target_B: Tensor, base_BTD: Tensor, path_BTD: Tensor, token_budget: int
+    ) -> Tensor:
+        """The weighted mean of the gradient over the path's points, as many at a time as the budget allows."""
+        where_S, weight_S = self._quadrature(base_BTD)
+        total_BTD = torch.zeros_like(base_BTD)
+        points_P = torch.arange(len(base_BTD) * self.steps, device=base_BTD.device)
+        for part_P in points_P.split(max(1, token_budget // base_BTD.shape[1])):
+            row_P, step_P = part_P // self.steps, part_P % self.steps
+            point_PTD = torch.addcmul(base_BTD[row_P], path_BTD[row_P], where_S[step_P, None, None])
+            _, gradient_PTD, _ = gradient_at_embeddings(model, take(batch, row_P), target_B[row_P], point_PTD)
+            total_BTD.index_add_(0, row_P, gradient_PTD * weight_S[step_P, None, None])
+        return total_BTD
+
+    def _quadrature(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes and weights on [0, 1]."""
+        if self.rule == "riemann":
+            where_S = (torch.arange(self.steps, device=like.device) + 0.5) / self.steps
+            return where_S.to(like.dtype), torch.full_like(where_S, 1 / self.steps, dtype=like.dtype)
+        nodes, weights = leggauss(self.steps)
+        return torch.from_numpy((nodes + 1) / 2).to(like), torch.from_numpy(weights / 2).to(like)
+
+
+def _unit_scores(
+    embeddings_BTD: Tensor | None,
+    gradient_BTD: Tensor,
+    batch: Batch,
+    reduction: Reduction,
+    target_B: Tensor,
+    logits_BC: Tensor,
+) -> UnitScores:
+    return UnitScores(
+        scores_BU=unit_scores_of_gradient(embeddings_BTD, gradient_BTD, batch["unit_ids"], width(batch), reduction),
+        visible_BU=visible_units(batch["unit_ids"], width(batch)),
+        target_B=target_B,
+        logits_BC=logits_BC,
+    )

@@ -1,69 +1,62 @@
-"""Perturbation-based explanations: what the model says once units are taken away.
+"""Perturbation-based explanations: what the model says once units are taken away. The frame, and leave-one-out.
 
-Shapes: B batch, T tokens, U units, C classes, P perturbed copies.
+Shapes: B batch, T tokens, D width of the embedding output, U units, C classes, P perturbed copies, N players: the
+visible units of one example.
+
+Each text is a *game*: a coalition is a set of units that stay, its value is the log odds of the target without the
+others. A method only says, for one text at a time, which coalitions it wants valued next and what it makes of the
+answers; the frame plays all texts of a batch at once and packs their coalitions into full forward passes. A block of
+coalitions is forgotten when the next one is asked for, so memory does not grow with the number of samples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from abc import abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted
-from egkd.models import log_odds, observe
-from egkd.text import Batch, Operator, perturb, visible_units, width
+from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted, take
+from egkd.models import log_odds, observe, unwrapped
+from egkd.text import Batch, Operator, perturb, pool_units, visible_units, width
 
+BLOCK = 256  # coalitions of one text asked for at a time: enough to be packed well, little enough to hold
+Floats = NDArray[np.float64]
+Masks = NDArray[np.bool_]
 
-def coalition_values(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: Batch,
-    target_B: Tensor,
-    row_P: Tensor,
-    keep_PU: Tensor,
-    operator: Operator,
-    token_budget: int,
-) -> Tensor:
-    """Log odds of the target, float32 [P], of copy p of example `row_P[p]` with only the units `keep_PU[p]` left.
-
-    Copies are sorted by their length and packed, so that a pass holds at most `token_budget` tokens.
-    """
-    real_BT = batch["attention_mask"].bool()
-    lengths_P = real_BT.sum(1)[row_P]
-    if operator == "delete":
-        tokens_BU = torch.zeros_like(keep_PU[:1].expand(len(real_BT), -1), dtype=torch.long)
-        unit_ids_BT = batch["unit_ids"]
-        tokens_BU.scatter_add_(1, unit_ids_BT.clamp(min=0), (unit_ids_BT >= 0).long())
-        lengths_P = lengths_P - (tokens_BU[row_P] * ~keep_PU).sum(1)
-    order_P = lengths_P.argsort(descending=True, stable=True)
-    values_P = torch.empty(len(row_P), device=keep_PU.device)
-    start = 0
-    while start < len(order_P):
-        longest = max(1, int(lengths_P[order_P[start]]))
-        part_P = order_P[start : start + max(1, token_budget // longest)]
-        rows_P = row_P[part_P]
-        copies = {name: value[rows_P] for name, value in batch.items()}
-        if operator != "delete":  # no copy here is longer than the first
-            copies = {name: value[:, :longest] if value.dim() == 2 else value for name, value in copies.items()}
-        copies = perturb(copies, keep_PU[part_P], operator, tokenizer)
-        values_P[part_P] = log_odds(observe(model, copies).logits_BC.float(), target_B[rows_P])
-        start += len(part_P)
-    return values_P
+# Encoders that know where a token stands from its embedding alone: for them a token hidden from attention may as well
+# be left out, which halves the work of a random coalition.
+_POSITION_IN_EMBEDDING = frozenset({"albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Occlusion(Explainer):
-    """Leave one out: s_u = f(x) - f(x without u). One forward pass per unit, and one."""
+class Estimate:
+    """What a method makes of one game."""
 
-    name: ClassVar[str] = "occlusion"
+    scores_N: Floats
+    error_N: Floats | None = None
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+
+
+Play = Generator[Masks, Floats, Estimate]
+"""Yields coalitions keep_PN (at most about `BLOCK`), is sent their values_P, returns an estimate."""
+
+
+class PerturbationExplainer(Explainer):
+    """An explainer that values coalitions of units."""
+
     family: ClassVar[Family] = "perturbation"
-    passes: ClassVar[str] = "(U + 1) F"
-    source: ClassVar[str] = "Li et al. 2016, arXiv:1612.08220"
 
-    operator: Operator = "mask"
-    """What takes a unit away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+    operator: Operator
+
+    @abstractmethod
+    def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
+        """One text with `n_players` >= 1 visible units, whose unperturbed value is `full`."""
 
     def score(
         self,
@@ -75,14 +68,127 @@ class Occlusion(Explainer):
         token_budget: int = TOKEN_BUDGET,
     ) -> UnitScores:
         with torch.inference_mode():
-            logits_BC = observe(model, batch).logits_BC
-            target_B = predicted(logits_BC, target_B)
-            visible_BU = visible_units(batch["unit_ids"], width(batch))
-            row_P, unit_P = visible_BU.nonzero(as_tuple=True)
-            keep_PU = torch.arange(width(batch), device=unit_P.device) != unit_P[:, None]
-            values_P = coalition_values(model, tokenizer, batch, target_B, row_P, keep_PU, self.operator, token_budget)
-            scores_BU = torch.zeros(visible_BU.shape, device=row_P.device)
-            scores_BU[row_P, unit_P] = log_odds(logits_BC.float(), target_B)[row_P] - values_P
-        return UnitScores(
-            scores_BU=scores_BU.clone(), visible_BU=visible_BU.clone(), target_B=target_B.clone(), logits_BC=logits_BC.clone()
-        )
+            game = _Game(model, tokenizer, batch, target_B, self.operator, token_budget)
+            plays = {
+                row: self.play(int(game.visible_BU[row].sum()), game.full_B[row], np.random.default_rng(seed))
+                for row, seed in enumerate(seeds)
+                if game.visible_BU[row].any()
+            }
+            estimates = _play_together(plays, game)
+        return _collect(estimates, game)
+
+
+class _Game:
+    """The value of coalitions of a batch's units, under one operator."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Batch,
+        target_B: Tensor | None,
+        operator: Operator,
+        token_budget: int,
+    ) -> None:
+        self.model, self.tokenizer, self.operator, self.token_budget = model, tokenizer, operator, token_budget
+        config = getattr(unwrapped(model), "config", None)
+        self.drops = operator == "attention" and getattr(config, "model_type", None) in _POSITION_IN_EMBEDDING
+        seen = observe(model, batch, embeddings=self.drops)
+        self.logits_BC, self.embeddings_BTD = seen.logits_BC, seen.embeddings_BTD
+        self.target_B = predicted(seen.logits_BC, target_B)
+        self.full_B = log_odds(seen.logits_BC.float(), self.target_B).tolist()
+        unit_ids_BT = batch["unit_ids"]
+        self.visible_BU = visible_units(unit_ids_BT, width(batch)).cpu().numpy()
+        self.tokens_BU = pool_units(torch.ones(unit_ids_BT.shape, device=unit_ids_BT.device), unit_ids_BT, width(batch)).long()
+        self.length_B = batch["attention_mask"].sum(1)
+        places_BT = torch.arange(unit_ids_BT.shape[1], device=unit_ids_BT.device).expand(unit_ids_BT.shape)
+        self.batch = {**batch, "position_ids": places_BT} if self.drops else batch
+
+    def values(self, asked: Mapping[int, Masks]) -> dict[int, Floats]:
+        """Values [P] of the coalitions keep_PN of each of these examples; what is asked twice is computed once."""
+        row_P = np.repeat(list(asked), [len(keep_PN) for keep_PN in asked.values()])
+        keep_PU = np.ones((len(row_P), self.visible_BU.shape[1]), dtype=bool)
+        for row, keep_PN in asked.items():
+            keep_PU[np.ix_(row_P == row, self.visible_BU[row])] = keep_PN
+        bits = np.concatenate([row_P[:, None].astype(np.int32).view(np.uint8), np.packbits(keep_PU, axis=1)], axis=1)
+        _, first_Q, back_P = np.unique(bits, axis=0, return_index=True, return_inverse=True)
+        device = self.logits_BC.device
+        rows_Q, keep_QU = torch.from_numpy(row_P[first_Q]).to(device), torch.from_numpy(keep_PU[first_Q]).to(device)
+        values_P = self._packed(rows_Q, keep_QU)[back_P.ravel()]
+        return {row: values_P[row_P == row] for row in asked}
+
+    def _packed(self, row_P: Tensor, keep_PU: Tensor) -> Floats:
+        """Values of coalitions, longest first, in passes as full as the token budget allows."""
+        length_P = self.length_B[row_P]
+        if self.drops or self.operator == "delete":
+            length_P = length_P - (self.tokens_BU[row_P] * ~keep_PU).sum(1)
+        length_P, order_P = length_P.sort(descending=True, stable=True)
+        lengths, start = length_P.tolist(), 0
+        values_P = torch.empty(len(row_P), device=row_P.device)
+        while start < len(lengths):
+            part_P = order_P[start : start + max(1, self.token_budget // max(1, lengths[start]))]
+            logits_PC = self._logits(row_P[part_P], keep_PU[part_P], lengths[start])
+            values_P[part_P] = log_odds(logits_PC.float(), self.target_B[row_P[part_P]])
+            start += len(part_P)
+        return values_P.double().cpu().numpy()
+
+    def _logits(self, row_P: Tensor, keep_PU: Tensor, longest: int) -> Tensor:
+        copies = perturb(take(self.batch, row_P), keep_PU, "delete" if self.drops else self.operator, self.tokenizer)
+        if self.drops:  # the embeddings of the tokens that stay, each with its old place in it
+            assert self.embeddings_BTD is not None
+            places_PT = copies.pop("position_ids")
+            return observe(self.model, copies, replace_BTD=self.embeddings_BTD[row_P[:, None], places_PT]).logits_BC
+        # none of these examples needs the padding of the whole batch
+        copies = {name: value[:, :longest] if value.dim() == 2 else value for name, value in copies.items()}
+        return observe(self.model, copies).logits_BC
+
+
+def _play_together(plays: Mapping[int, Play], game: _Game) -> dict[int, Estimate]:
+    """All games of a batch, side by side, until each has its estimate."""
+    estimates: dict[int, Estimate] = {}
+    answers: dict[int, Any] = dict.fromkeys(plays)  # None starts a play
+    while answers:
+        asked = {}
+        for row, values_P in answers.items():
+            try:
+                asked[row] = plays[row].send(values_P)
+            except StopIteration as end:
+                estimates[row] = end.value
+        answers = dict(game.values(asked)) if asked else {}
+    return estimates
+
+
+def _collect(estimates: Mapping[int, Estimate], game: _Game) -> UnitScores:
+    device = game.logits_BC.device
+    scores_BU, error_BU = np.zeros(game.visible_BU.shape), np.zeros(game.visible_BU.shape)
+    for row, estimate in estimates.items():
+        scores_BU[row, game.visible_BU[row]] = estimate.scores_N
+        error_BU[row, game.visible_BU[row]] = 0.0 if estimate.error_N is None else estimate.error_N
+    names = {name for estimate in estimates.values() for name in estimate.diagnostics}
+    found = [estimates[row].diagnostics if row in estimates else {} for row in range(len(scores_BU))]
+    sampled = any(estimate.error_N is not None for estimate in estimates.values())
+    return UnitScores(
+        scores_BU=torch.from_numpy(scores_BU).float().to(device),
+        visible_BU=torch.from_numpy(game.visible_BU).to(device),
+        target_B=game.target_B.clone(),  # a copy made outside inference mode may be used in a graph
+        logits_BC=game.logits_BC.clone(),
+        error_BU=torch.from_numpy(error_BU).float().to(device) if sampled else None,
+        diagnostics={name: torch.tensor([row.get(name, 0.0) for row in found], device=device) for name in sorted(names)},
+    )
+
+
+@settings(frozen=True, kw_only=True)
+class Occlusion(PerturbationExplainer):
+    """Leave one out: s_u = f(x) - f(x without u). What is said twice in a text can hide behind its double; Shapley
+    values share such merit out."""
+
+    name: ClassVar[str] = "occlusion"
+    passes: ClassVar[str] = "(U + 1) F"
+    source: ClassVar[str] = "Li et al. 2016, arXiv:1612.08220"
+
+    operator: Operator = "mask"
+    """What takes a unit away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+
+    def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
+        values_N = yield ~np.eye(n_players, dtype=bool)
+        return Estimate(scores_N=full - values_N)
