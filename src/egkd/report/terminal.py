@@ -1,0 +1,60 @@
+"""The comparison in short, for the terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from egkd.report.comparison import columns, explainer_names, headline, headline_fidelity, rank_agreement
+from egkd.report.run import Estimate, Run
+from egkd.report.wording import NONE, count, explainer, listed, measure, milliseconds, number, percent, written
+
+
+def summary_table(runs: Sequence[Run]) -> Table:
+    """One row per model: its headline score, agreement with the teacher, explanation agreement, size and speed.
+
+    A column in which no model has a figure is left out. Names from a run are shown as they are, never read as markup.
+    """
+    models = [column.model for column in columns(runs)]
+    explainers = explainer_names(runs)
+    split, metric = next((found for run in runs if (found := headline(run)) is not None), ("", "score"))
+    batch = min((size for model in models for size in model.latency.ms_per_example), default=1)
+    figures = {
+        measure(metric).label: [written(metric, model.scores.get(split, {}).get(metric)) for model in models],
+        "same prediction": [percent(headline_fidelity(model, "agreement").mean) for model in models],
+        **{explainer(name): [_rank(rank_agreement(model, name)) for model in models] for name in explainers},
+        "params": [count(model.parameters) for model in models],
+        "ms per example": [milliseconds(model.latency.ms_per_example.get(batch)) for model in models],
+    }
+    shown = {heading: cells for heading, cells in figures.items() if set(cells) != {NONE}}
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption=_caption(explainers, batch, shown),
+        caption_justify="left",
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    for heading, cells in shown.items():
+        widest = max(map(len, [*heading.split(), *cells]))  # narrower, and a figure would be torn apart
+        table.add_column(Text(heading), justify="right", min_width=widest)
+    for place, column in enumerate(columns(runs)):
+        table.add_row(Text(column.title, style="bold"), *(Text(cells[place]) for cells in shown.values()))
+    return table
+
+
+def _rank(estimate: Estimate) -> str:
+    value = number(estimate.mean, 2)
+    return value if estimate.mean is None or estimate.se is None else f"{value}\u00a0±\u00a0{number(estimate.se, 2)}"
+
+
+def _caption(explainers: Sequence[str], batch: int, shown: dict[str, list[str]]) -> Text | None:
+    notes = []
+    if explainers:
+        names = listed([explainer(name) for name in explainers])
+        notes.append(f"{names}: rank correlation of the words’ scores with the teacher’s ± standard error.")
+    if "ms per example" in shown:
+        notes.append(f"Times at a batch of {batch}.")
+    return Text(" ".join(notes)) if notes else None
