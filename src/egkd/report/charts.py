@@ -10,7 +10,7 @@ from egkd.report.run import Estimate, Run
 from egkd.report.wording import explainer, finite, margin, number
 
 WIDTH, HEIGHT = 340, 200  # of a chart, in units of its view box
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 10, 36  # its margins
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 36  # its margins
 POINTS = 150  # of a curve at most: beyond, neighbours are averaged
 LARGEST = 1e30  # what a diverging run passes on its way to infinity; beyond, nothing is drawn
 FEW = 25  # points or fewer are marked one by one
