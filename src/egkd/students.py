@@ -1,0 +1,180 @@
+"""Who learns: layers of the teacher, or any pre-trained encoder. Loading classifiers, with checks, lives here too."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from egkd.data import Task
+
+LAYERS = "layers:"
+
+
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or hub id. Raises ValueError, one line."""
+    tokenizer = _loaded(AutoTokenizer, source, trust_remote_code=trust_remote_code)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{source} has a slow tokenizer without character offsets; save it with a tokenizer.json")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"the tokenizer of {source} has no padding token; set one and save it")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_classifier(source: str, task: Task, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A fine-tuned classifier or regressor for `task` in float32, in evaluation mode.
+
+    Raises ValueError where weights are broken, its head was never trained, or its labels cannot be the task's.
+    """
+    model, info = _loaded(
+        AutoModelForSequenceClassification,
+        source,
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+    )
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{source} is not fine-tuned: it lacks {names}; fine-tune it first with --teacher-init {source}")
+    if model.config.num_labels != task.num_labels:
+        wanted = f"{task.num_labels} ({', '.join(task.label_names)})" if task.label_names else "1 (regression)"
+        raise ValueError(f"{source} predicts {model.config.num_labels} labels, the data needs {wanted}; use another teacher")
+    return model.eval()
+
+
+def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
+    """For each of the model's classes the task's label id it stands for, by name; as they are where it names none.
+
+    Raises ValueError where the model's names are others than the task's.
+    """
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    if task.kind == "regression" or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return list(range(len(names)))
+    ours = {name.casefold(): index for index, name in enumerate(task.label_names)}
+    unknown = [name for name in names if name.casefold() not in ours]
+    if unknown:
+        raise ValueError(
+            f"{source} knows the labels {', '.join(names)}, the data has {', '.join(task.label_names)}; "
+            f"rename {unknown[0]!r} or use another teacher"
+        )
+    return [ours[name.casefold()] for name in names]
+
+
+def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A pre-trained encoder with a head for `task`, float32; a new head is drawn from `seed`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _loaded(
+            AutoModelForSequenceClassification,
+            source,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
+            **label_settings(task),
+        )
+
+
+def label_settings(task: Task) -> dict[str, Any]:
+    """What a model's config has to say about the labels of `task`."""
+    if task.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": task.num_labels,
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {name: index for index, name in enumerate(task.label_names)},
+    }
+
+
+def build_student(
+    spec: str, teacher: str, task: Task, *, seed: int = 0, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The untrained student that `spec` describes and its tokenizer.
+
+    `layers:0,2,4` keeps these layers of the teacher (a folder or hub id), `layers:3` as many, evenly spread from the first
+    to the last; embeddings and head are the teacher's. Anything else is a local folder or hub id.
+    """
+    if spec.startswith(LAYERS):
+        model = load_encoder(teacher, task, seed=seed, trust_remote_code=trust_remote_code)
+        keep_layers(model, parse_layers(spec, model.config.num_hidden_layers))
+        return model, load_tokenizer(teacher, trust_remote_code=trust_remote_code)
+    model = load_encoder(spec, task, seed=seed, trust_remote_code=trust_remote_code)
+    return model, load_tokenizer(spec, trust_remote_code=trust_remote_code)
+
+
+def check_student(spec: str, teacher: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse a student that cannot be built, by reading configs only. Raises ValueError."""
+    if spec.startswith(LAYERS):
+        parse_layers(spec, _loaded(AutoConfig, teacher, trust_remote_code=trust_remote_code).num_hidden_layers)
+    else:
+        _loaded(AutoConfig, spec, trust_remote_code=trust_remote_code)
+
+
+def parse_layers(spec: str, depth: int) -> list[int]:
+    """The layers that `layers:...` names in a teacher of `depth` layers. Raises ValueError."""
+    wanted = spec.removeprefix(LAYERS)
+    try:
+        numbers = [int(part) for part in wanted.split(",")]
+    except ValueError:
+        raise ValueError(f"student {spec!r} names no layers; write layers:0,2,4 (these) or layers:3 (as many)") from None
+    if "," not in wanted:
+        if not 1 <= numbers[0] <= depth:
+            raise ValueError(f"student {spec!r} asks for {numbers[0]} layers, the teacher has {depth}")
+        return spread(numbers[0], depth)
+    wrong = [number for number in numbers if not 0 <= number < depth]
+    if wrong or len(set(numbers)) < len(numbers):
+        problem = f"layer {wrong[0]}, the teacher has layers 0 to {depth - 1}" if wrong else "a layer twice"
+        raise ValueError(f"student {spec!r} asks for {problem}")
+    return numbers
+
+
+def spread(count: int, depth: int) -> list[int]:
+    """`count` layers of `depth`, evenly spread from the first to the last (only the first for one)."""
+    return [round(index * (depth - 1) / max(count - 1, 1)) for index in range(count)]
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Keep only these encoder layers of `model`, in this order, and make its config say so.
+
+    Raises ValueError for architectures whose layers are not separate modules (ALBERT shares one).
+    """
+    depth = model.config.num_hidden_layers
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth and depth > 1:
+                kept = nn.ModuleList([child[index] for index in layers])
+                for index, module in enumerate(kept):
+                    for part in module.modules():
+                        if hasattr(part, "layer_idx"):
+                            part.layer_idx = index  # type: ignore[assignment]
+                setattr(parent, name, kept)
+                kinds = getattr(model.config, "layer_types", None)
+                if kinds is not None:
+                    model.config.layer_types = [kinds[index] for index in layers]
+                model.config.num_hidden_layers = len(layers)
+                return
+    raise ValueError(f"{type(model).__name__} has no list of {depth} layers to choose from; name another student by its path")
+
+
+def _loaded(kind: Any, source: str, **settings: Any) -> Any:
+    """`kind.from_pretrained`, with its many ways to fail turned into one line."""
+    local = Path(source).expanduser()
+    if not local.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise ValueError(f"{source} does not exist; give a model folder or a hub id")
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its report about a new head alarms people who asked for one
+    try:
+        return kind.from_pretrained(str(local) if local.exists() else source, **settings)
+    except Exception as error:  # safetensors, tokenizers and the hub raise classes of their own
+        line = str(error).strip().splitlines()
+        raise ValueError(
+            f"cannot load {source}: {line[0] if line else type(error).__name__} ({type(error).__name__})"
+        ) from error
+    finally:
+        logger.setLevel(level)
