@@ -185,10 +185,10 @@ def single(folder: Path) -> Page:
 
 def test_table_shows_the_figures_of_the_run(single: Page) -> None:
     assert single.row("accuracy dev") == ["91.7 %", "87.2 %"]
-    assert single.row("same prediction dev") == ["–", "90.4 % ± 1.0"]
+    assert single.row("same answer dev") == ["–", "90.4 % ± 1.0"]
     assert single.row("KL divergence dev") == ["–", "0.182 ± 0.012"]
     assert single.row("rank correlation") == ["–", "0.312 ± 0.011"]
-    assert single.row("rank correlation both predict the same") == ["–", "0.332 ± 0.011"]
+    assert single.row("rank correlation same answer") == ["–", "0.332 ± 0.011"]
     assert single.row("rank correlation floor") == ["–", "0.021 ± 0.012"]
     assert single.row("top 20 % overlap") == ["–", "44.7 % ± 1.3"]
     assert single.row("parameters") == ["33.4 M", "17.4 M"]
@@ -286,6 +286,15 @@ def test_units_that_were_not_read_are_marked(tmp_path: Path) -> None:
     cut["student"]["scores"]["occlusion"][-2:] = [None, None]
     html = page(make_run(tmp_path / "cut", examples=[cut])).html
     assert len(re.findall(r'<span class="w cut" title="no score[^"]*">(feet|\.)</span>', html)) == 2
+
+
+def test_examples_open_on_the_explainer_that_orders_them(tmp_path: Path) -> None:
+    ordered = examples()
+    for rank, one in enumerate(ordered):
+        one["agreement"] = {"input-x-gradient": -0.1 * rank, "occlusion": -0.3 + 0.1 * rank}
+    shown_page = page(make_run(tmp_path / "ordered", examples=ordered))
+    assert [attrs["id"] for tag, attrs in shown_page.tags if tag == "input" and "checked" in attrs] == ["by-1"]
+    assert "The order is that of the agreement by occlusion." in shown_page.words
 
 
 # --- nothing a run says can do anything
@@ -464,8 +473,9 @@ def test_terminal_shows_the_same_figures(folder: Path, tmp_path: Path) -> None:
     shown_table = terminal(80, folder, other)
     lines = {line.split()[0]: line for line in shown_table.splitlines() if line.strip()}
     assert lines["teacher"].split() == ["teacher", "91.7", "%", "–", "–", "–", "33.4", "M", "8.42"]
-    assert " ".join(lines["guided"].split()) == "guided 87.2 % 90.4 % 0.31 ± 0.01 0.31 ± 0.01 17.4 M 2.21"
-    assert "0.62 ± 0.01" in shown_table
+    assert " ".join(lines["guided"].split()) == "guided 87.2 % 90.4 % 0.31 0.31 17.4 M 2.21"
+    assert "0.62" in shown_table
+    assert "(standard errors up to 0.01)" in " ".join(shown_table.split())
     assert "[bold]x" in shown_table  # names are no markup
 
 

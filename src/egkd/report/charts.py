@@ -177,9 +177,8 @@ def strips(runs: Sequence[Run], names: Sequence[str]) -> list[Strip]:
         means = [e.mean for e in estimates if e.mean is not None and finite(e.mean)]
         if not means:
             continue
-        low = math.floor(5 * min(0.0, *means, floor or 0.0)) / 5
-        step = 0.2 if low == 0 else 0.5
-        scale = [low] + [n * step for n in range(math.floor(low / step) + 1, round(1 / step) + 1)]
+        low = 0.5 * math.floor(2 * min(0.0, *means, floor or 0.0))
+        scale = [low + half / 2 for half in range(round(2 * (1 - low)) + 1)]
         found.append(
             Strip(
                 title=explainer(name),

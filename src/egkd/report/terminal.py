@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from egkd.report.comparison import columns, explainer_names, headline, headline_fidelity, rank_agreement
-from egkd.report.run import Estimate, Run
-from egkd.report.wording import NONE, count, explainer, listed, measure, milliseconds, number, percent, written
+from egkd.report.run import Model, Run
+from egkd.report.wording import NONE, count, explainer, finite, listed, measure, milliseconds, number, percent, written
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -22,15 +22,15 @@ def summary_table(runs: Sequence[Run]) -> Table:
     batch = min((size for model in models for size in model.latency.ms_per_example), default=1)
     figures = {
         measure(metric).label: [written(metric, model.scores.get(split, {}).get(metric)) for model in models],
-        "same prediction": [percent(headline_fidelity(model, "agreement").mean) for model in models],
-        **{explainer(name): [_rank(rank_agreement(model, name)) for model in models] for name in explainers},
+        "same answer": [percent(headline_fidelity(model, "agreement").mean) for model in models],
+        **{explainer(name): [number(rank_agreement(model, name).mean, 2) for model in models] for name in explainers},
         "params": [count(model.parameters) for model in models],
         "ms per example": [milliseconds(model.latency.ms_per_example.get(batch)) for model in models],
     }
     shown = {heading: cells for heading, cells in figures.items() if set(cells) != {NONE}}
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption=_caption(explainers, batch, shown),
+        caption=_caption(models, explainers, batch, "ms per example" in shown),
         caption_justify="left",
         show_edge=False,
         pad_edge=False,
@@ -45,16 +45,14 @@ def summary_table(runs: Sequence[Run]) -> Table:
     return table
 
 
-def _rank(estimate: Estimate) -> str:
-    value = number(estimate.mean, 2)
-    return value if estimate.mean is None or estimate.se is None else f"{value}\u00a0±\u00a0{number(estimate.se, 2)}"
-
-
-def _caption(explainers: Sequence[str], batch: int, shown: dict[str, list[str]]) -> Text | None:
+def _caption(models: Sequence[Model], explainers: Sequence[str], batch: int, timed: bool) -> Text | None:
     notes = []
     if explainers:
+        errors = [rank_agreement(model, name).se for model in models for name in explainers]
+        largest = max((error for error in errors if error is not None and finite(error)), default=None)
+        doubt = "" if largest is None else f" (standard errors up to {number(largest, 2)})"
         names = listed([explainer(name) for name in explainers])
-        notes.append(f"{names}: rank correlation of the words’ scores with the teacher’s ± standard error.")
-    if "ms per example" in shown:
+        notes.append(f"{names}: rank correlation of the words’ scores with the teacher’s{doubt}.")
+    if timed:
         notes.append(f"Times at a batch of {batch}.")
     return Text(" ".join(notes)) if notes else None

@@ -33,7 +33,7 @@ MEASURES = {
     "pearson": Measure(label="Pearson correlation", meaning="Linear correlation of predicted and gold scores."),
     "spearmanr": Measure(label="Spearman correlation", meaning="Correlation of the ranks of predicted and gold scores."),
     "agreement": Measure(
-        label="same prediction",
+        label="same answer",
         percent=True,
         meaning="Share of examples on which the student predicts the teacher’s label, right or wrong.",
     ),
@@ -57,12 +57,19 @@ MEASURES = {
 EXPLAINERS = {
     "input-x-gradient": Measure(
         label="input × gradient",
-        meaning="How strongly the output reacts to a small change of a word’s embedding, times that embedding.",
+        meaning="How the output reacts to a small change of a word’s embedding, times that embedding, summed: above zero where "
+        "the word speaks for the teacher’s answer.",
     ),
-    "occlusion": Measure(label="occlusion", meaning="How much the output changes when the word is taken out of the text."),
+    "input-x-gradient-norm": Measure(
+        label="input × gradient norm",
+        meaning="The length of the same product: how much a word matters, without saying for which answer.",
+    ),
+    "occlusion": Measure(
+        label="occlusion", meaning="How much the teacher’s answer loses when the word is taken out of the text."
+    ),
 }
 
-GROUPS = {"all": "", "same_class": "both predict the same", "floor": "floor"}
+GROUPS = {"all": "", "same_class": "same answer", "floor": "floor"}
 
 
 def measure(name: str) -> Measure:

@@ -101,6 +101,8 @@ class Gallery:
 
     explainers: tuple[str, ...]
     signed: tuple[bool, ...]
+    ordered_by: int | None
+    """The explainer whose agreement rises from example to example, if there is one."""
     cut: bool
     """Whether any model did not read some of the words."""
     cards: tuple[Card, ...]
@@ -123,7 +125,16 @@ def gallery(runs: Sequence[Run]) -> Gallery:
     titles = [teachers[place].title for place in range(len(runs))]
     cards = [_card(seen, runs, titles, names, signed) for seen in list(merged.values())[:MOST]]
     cut = any(None in scores for shown_scores in shown for scores in shown_scores.values())
-    return Gallery(explainers=tuple(map(explainer, names)), signed=tuple(signed), cut=cut, cards=tuple(cards))
+    ordered_by = next((place for place, name in enumerate(names) if _rises(name, runs)), None)
+    explainers = tuple(map(explainer, names))
+    return Gallery(explainers=explainers, signed=tuple(signed), ordered_by=ordered_by, cut=cut, cards=tuple(cards))
+
+
+def _rises(name: str, runs: Sequence[Run]) -> bool:
+    """Whether the examples of every run are in the order of their agreement by this explainer, the lowest first."""
+    series = [[example.agreement.get(name) for example in run.examples] for run in runs]
+    known = [[value for value in values if value is not None and finite(value)] for values in series]
+    return any(len(values) > 1 for values in known) and all(values == sorted(values) for values in known)
 
 
 def _card(
