@@ -1,9 +1,12 @@
 """Where examples come from: a GLUE task, the user's own files, or the embedded demo data."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from difflib import get_close_matches
+from typing import Any, Literal
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, Features, Value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +36,46 @@ class TaskData:
     """Evaluation sets by name ("dev"; MNLI has "dev_matched" and "dev_mismatched"); the first one is the headline."""
     notes: tuple[str, ...] = ()
     """What was decided for the user (guessed columns, rows dropped), to be printed."""
+
+
+def sample(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """At most `limit` rows, drawn at random without replacement and kept in their order; None keeps every row."""
+    if limit is None:
+        return dataset
+    if limit < 1:
+        raise ValueError(f"a limit on the number of rows is {limit}, expected 1 or more: leave it out to keep every row")
+    if limit >= len(dataset):
+        return dataset
+    rows = np.random.default_rng(seed).choice(len(dataset), limit, replace=False)
+    return dataset.select(np.sort(rows))
+
+
+def hold_out(groups: Sequence[int], count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Rows to train on and `count` rows to hold out, drawn at random with every group in its share.
+
+    A group's share is count * its size / all, the rounding goes to the largest remainders (Hamilton's method); each
+    group keeps at least one row to train on, so fewer than `count` rows are held out where groups are that small.
+    """
+    group_of = np.asarray(groups)
+    names, sizes = np.unique(group_of, return_counts=True)
+    shares = count * sizes / len(group_of)
+    quotas = np.floor(shares).astype(int)
+    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
+    quotas = np.minimum(quotas, sizes - 1)
+    draw = np.random.default_rng(seed)
+    held = [draw.permutation(np.flatnonzero(group_of == name))[:quota] for name, quota in zip(names, quotas, strict=True)]
+    held_out = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(group_of)), held_out).tolist(), held_out.tolist()
+
+
+def as_dataset(columns: dict[str, list[Any]], task: Task) -> Dataset:
+    """A dataset of text columns and `label`: class ids as int64, scores as float64."""
+    label = Value("int64" if task.kind == "classification" else "float64")
+    return Dataset.from_dict(columns, Features({name: label if name == "label" else Value("string") for name in columns}))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ ", did you mean 'x'?" for the nearest of the known names, without regard to case; empty where none is near."""
+    by_lower = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), by_lower, n=1)
+    return f", did you mean {by_lower[near[0]]!r}?" if near else ""
