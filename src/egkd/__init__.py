@@ -22,7 +22,7 @@ _HOMES = {
     "Explanation": "egkd.explain",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -131,8 +131,8 @@ def stack(values: Sequence[np.ndarray]) -> Tensor:
     shape = [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
     dtype = np.bool_ if values[0].dtype == np.bool_ else np.float32
     padded = np.zeros((len(values), *shape), dtype=dtype)
-    for row, value in zip(padded, values, strict=True):
-        row[tuple(slice(size) for size in value.shape)] = value
+    for row, value in enumerate(values):
+        padded[(row, *(slice(size) for size in value.shape))] = value
     return torch.from_numpy(padded)
 
 

@@ -33,6 +33,7 @@ def demo(
     from egkd.config import resolve
     from egkd.data.bundled import minilm_l6_path
     from egkd.report.page import write_report
+    from egkd.report.run import read_run
     from egkd.report.terminal import summary_table
 
     console = Console()
@@ -47,5 +48,5 @@ def demo(
             pipeline.distill(config, out / name, tell=console.print, progress=progress)
         runs.append(out / name)
     report = write_report(runs, out / "report.html", title="Plain and guided distillation of movie reviews")
-    console.print(summary_table(runs))
+    console.print(summary_table([read_run(run) for run in runs]))
     console.print(f"report: {report}")

@@ -65,11 +65,12 @@ def distill(
     config = resolve(o.settings_of(settings, flags, set_), guide or [])
     from egkd import pipeline
     from egkd.cli.progress import bars, calm
+    from egkd.report.run import read_run
     from egkd.report.terminal import summary_table
 
     console = Console()
     calm()
     with bars(console) as progress:
         report = pipeline.distill(config, out, tell=console.print, progress=progress)
-    console.print(summary_table([out]))
+    console.print(summary_table([read_run(out)]))
     console.print(f"report: {report}")

@@ -1,0 +1,1 @@
+"""Judges: scores, fidelity, agreement of explanations, faithfulness, plausibility, speed."""

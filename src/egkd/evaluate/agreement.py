@@ -1,0 +1,113 @@
+"""How far two models' explanations agree, example by example.
+
+Scores are ragged: one array of U units per example, NaN where truncation hid a unit; only units visible in both count.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import kendalltau, rankdata
+
+from egkd.evaluate.scores import estimate
+
+MIN_UNITS = 3  # of fewer units an order says nothing
+TOP = 0.2  # share of units that "top20" looks at
+PERSISTENCE = 0.9  # of rank-biased overlap: the weight of depth d is (1 - p) p^(d - 1)
+
+
+def _pearson(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    first_U, second_U = first_U - first_U.mean(), second_U - second_U.mean()
+    return _cosine(first_U, second_U)
+
+
+def _cosine(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    size = float(np.linalg.norm(first_U) * np.linalg.norm(second_U))
+    return float(first_U @ second_U) / size if size > 0 else math.nan
+
+
+def _spearman(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    return _pearson(rankdata(first_U), rankdata(second_U))
+
+
+def _kendall(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    return float(kendalltau(first_U, second_U).statistic)
+
+
+def _order(scores_U: np.ndarray) -> np.ndarray:
+    """Units from the highest score down, ties by position."""
+    return np.argsort(-scores_U, kind="stable")
+
+
+def _top(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    k = math.ceil(TOP * len(first_U))
+    return len(set(_order(first_U)[:k]) & set(_order(second_U)[:k])) / k
+
+
+def _rank_biased_overlap(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    """RBO of two full rankings, its weights normalised to sum to 1 over the finite list, so that equal ones score 1."""
+    a, b = _order(first_U), _order(second_U)
+    depth = np.arange(1, len(a) + 1)
+    overlap = [len(set(a[:d]) & set(b[:d])) / d for d in depth]
+    weight = PERSISTENCE ** (depth - 1)
+    return float(np.dot(overlap, weight) / weight.sum())
+
+
+def _jensen_shannon(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    """Jensen-Shannon divergence (base 2, 0 to 1) of the normalised absolute scores; lower is closer."""
+    if not (np.abs(first_U).sum() > 0 and np.abs(second_U).sum() > 0):
+        return math.nan
+    return float(jensenshannon(np.abs(first_U), np.abs(second_U), base=2) ** 2)  # scipy gives the root
+
+
+_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "spearman": _spearman,
+    "top20": _top,
+    "kendall": _kendall,
+    "pearson": _pearson,
+    "cosine": _cosine,
+    "rank_biased_overlap": _rank_biased_overlap,
+    "jensen_shannon": _jensen_shannon,
+}
+
+
+def per_example(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Every measure for every example, float [N] each.
+
+    NaN where fewer than 3 units are visible in both, or either's scores are constant: there an order says nothing.
+    Raises ValueError where the two do not score the same units.
+    """
+    results = {name: np.full(len(first), math.nan) for name in _MEASURES}
+    if len(first) != len(second):
+        raise ValueError(f"found {len(first)} and {len(second)} explanations; expected one of each model per example")
+    for row, (one, other) in enumerate(zip(first, second, strict=True)):
+        if one.shape != other.shape:
+            raise ValueError(f"example {row} has {one.size} and {other.size} scores; explanations must be of the same units")
+        both = ~(np.isnan(one) | np.isnan(other))
+        one_U, other_U = one[both].astype(float), other[both].astype(float)
+        if len(one_U) >= MIN_UNITS and np.ptp(one_U) > 0 and np.ptp(other_U) > 0:
+            for name, measure in _MEASURES.items():
+                results[name][row] = measure(one_U, other_U)
+    return results
+
+
+def agreement(
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], *, same_class: np.ndarray | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Mean, standard error and n of every measure: over `all` examples, over those of the `same_class` (bool [N], where
+    both models predict the same), and the `floor`, with random scores in place of `second`; `n_skipped` had no order.
+    """
+    random = np.random.default_rng(seed)
+    noise = [np.where(np.isnan(scores), math.nan, random.standard_normal(scores.shape)) for scores in second]
+    values, floor = per_example(first, second), per_example(first, noise)
+    result: dict[str, Any] = {"all": _estimates(values), "floor": _estimates(floor)}
+    if same_class is not None:
+        result["same_class"] = _estimates({name: value[same_class] for name, value in values.items()})
+    result["n_skipped"] = int(np.isnan(values["spearman"]).sum())
+    return result
+
+
+def _estimates(values: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    return {name: estimate(value).to_dict() for name, value in values.items()}

@@ -1,0 +1,127 @@
+"""The loop: invariants that hold whatever is learnt."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from egkd.objectives import GradientGuide, Labels, Objective, PerturbationGuide, SoftLabels
+from egkd.train import DistillationTrainer, check_compatible
+
+GUIDES = [GradientGuide(), PerturbationGuide(masks=3, masks_per_step=2)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_bert: Callable[..., Any], tokenizer: Any, tiny_data: Dataset) -> Callable[..., DistillationTrainer]:
+    """Train a tiny student of a tiny teacher for a few steps; each call in a folder of its own, lessons shared."""
+
+    def train(objectives: Sequence[Objective] | None, *, rows: int = 16, trained: bool = True, **arguments: Any) -> Any:
+        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        settings: dict[str, Any] = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "use_cpu": True,
+            "seed": 0,
+        }
+        trainer = DistillationTrainer(
+            tiny_bert(layers=2, seed=1, dropout=arguments.pop("dropout", 0.0)),
+            TrainingArguments(output_dir=str(folder), **(settings | arguments)),
+            teacher=tiny_bert(layers=4, seed=0),
+            objectives=objectives,
+            train_dataset=tiny_data.select(range(rows)),
+            processing_class=tokenizer,
+            lessons_dir=tmp_path / "lessons",
+        )
+        if trained:
+            trainer.train()
+        return trainer
+
+    return train
+
+
+def weights(trainer: DistillationTrainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_weight_zero_is_plain_distillation_bit_for_bit(run: Any, guide: Objective) -> None:
+    plain = run([Labels(), SoftLabels()], dropout=0.1)
+    guided = run([Labels(), SoftLabels(), guide.model_copy(update={"weight": 0.0})], dropout=0.1)
+    assert torch.equal(weights(plain), weights(guided))
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_same_seed_gives_the_same_student_and_the_guide_changes_it(run: Any, guide: Objective) -> None:
+    first, second = (run([Labels(), SoftLabels(), guide], dropout=0.1) for _ in range(2))
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(run([Labels(), SoftLabels()], dropout=0.1)))
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_batch_of_eight_equals_two_accumulated_of_four(run: Any, guide: Objective) -> None:
+    objectives = [Labels(), SoftLabels(), guide]
+    whole = run(objectives, optim="sgd", max_grad_norm=0.0)
+    halves = run(objectives, optim="sgd", max_grad_norm=0.0, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    torch.testing.assert_close(weights(whole), weights(halves), atol=1e-6, rtol=1e-5)
+
+
+def test_every_term_is_logged_and_they_sum_to_the_loss(run: Any) -> None:
+    trainer = run([Labels(), SoftLabels(), *GUIDES])
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    names = ("loss/labels", "loss/soft-labels", "loss/gradient", "loss/perturbation")
+    assert len(lines) == 4
+    for line in lines:
+        assert sum(line[name] for name in names) == pytest.approx(line["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_a_guide_alone_teaches(run: Any, guide: Objective) -> None:
+    """The loss is no constant: its gradient reaches the deepest weights, and following it lowers it."""
+    trainer = run([guide], max_steps=25, rows=8)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(run: Any, tmp_path: Path) -> None:
+    objectives = [Labels(), SoftLabels(), PerturbationGuide(masks=3)]
+    whole = run(objectives, max_steps=6, dropout=0.1)
+    saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "dropout": 0.1}
+    stopped = run(objectives, trained=False, **saving)
+    stopped.train()
+    resumed = run(objectives, trained=False, **saving)
+    resumed.train(resume_from_checkpoint=f"{stopped.args.output_dir}/checkpoint-3")
+    torch.testing.assert_close(weights(whole), weights(resumed), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"ddp_static_graph": True}, "ddp_static_graph"),
+        ({"torch_compile": True}, "torch_compile"),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}, "reentrant"),
+    ],
+)
+def test_what_cannot_be_differentiated_twice_is_refused(tmp_path: Path, arguments: dict[str, Any], complaint: str) -> None:
+    settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
+    with pytest.raises(ValueError, match=complaint):
+        check_compatible([Labels(), GradientGuide()], settings, has_teacher=True)
+    check_compatible([Labels(), PerturbationGuide()], settings, has_teacher=True)
+
+
+def test_objectives_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="need a teacher"):
+        check_compatible([SoftLabels()], settings, has_teacher=False)
+    with pytest.raises(ValueError, match="nothing would be learnt"):
+        check_compatible([], settings, has_teacher=True)
+    with pytest.raises(ValueError, match="name one twice"):
+        check_compatible([Labels(), Labels()], settings, has_teacher=True)
