@@ -36,7 +36,7 @@ class UnitScores:
     error_BU: Tensor | None = None
     """Standard error of each score, from methods that sample."""
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
-    """More to know about each example, float [B] each; "completeness_gap" for one."""
+    """More to know about each example, float [B] each, nan where it says nothing; "completeness_gap" for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ class Explainer(ABC):
     """Cost per example in forward (F) and backward (B) passes of the model, for people."""
     source: ClassVar[str]
     """Where the method comes from."""
+    samples: ClassVar[bool] = False
+    """Whether it draws, depends on the seed and tells a standard error."""
 
     @abstractmethod
     def score(
@@ -124,13 +126,13 @@ def iter_scored(
     parameter = next(model.parameters(), None)
     for indices in _length_batches([len(row["input_ids"]) for row in rows], token_budget):
         chosen = [rows[index] for index in indices]
-        batch = collate(chosen, tokenizer.pad_token_id or 0)
-        target_B = None if targets is None else torch.tensor([targets[index] for index in indices])
-        if parameter is not None:
-            batch = {name: value.to(parameter.device) for name, value in batch.items()}
-            target_B = None if target_B is None else target_B.to(parameter.device)
-        seeds = [example_seed(seed, row) for row in chosen]
-        with frozen(model):
+        with torch.inference_mode(False), frozen(model):  # a caller's inference mode would make gradients impossible
+            batch = collate(chosen, tokenizer.pad_token_id or 0)
+            target_B = None if targets is None else torch.tensor([targets[index] for index in indices])
+            if parameter is not None:
+                batch = {name: value.to(parameter.device) for name, value in batch.items()}
+                target_B = None if target_B is None else target_B.to(parameter.device)
+            seeds = [example_seed(seed, row) for row in chosen]
             scored = explainer.score(model, tokenizer, batch, target_B, seeds, token_budget)
         yield from zip(indices, _split(scored, [row["n_units"] for row in chosen]), strict=True)
 
@@ -188,5 +190,5 @@ def _split(scored: UnitScores, n_units: Sequence[int]) -> Iterator[Scored]:
             target=int(scored.target_B[row]),
             logits_C=logits_BC[row],
             error_U=None if error_BU is None else error_BU[row, :count],
-            diagnostics={name: float(value[row]) for name, value in cpu.items()},
+            diagnostics={name: float(value[row]) for name, value in cpu.items() if not value[row].isnan()},
         )

@@ -48,7 +48,7 @@ def gradient_at_embeddings(
 
     Examples do not interact, so the gradient of the batch's sum holds everyone's own.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         point_BTD = None if embeddings_BTD is None else embeddings_BTD.detach().requires_grad_(True)
         seen = observe(model, batch, embeddings=True, replace_BTD=point_BTD)
         target_B = predicted(seen.logits_BC, target_B)

@@ -75,7 +75,7 @@ class PerturbationExplainer(Explainer):
                 if game.visible_BU[row].any()
             }
             estimates = _play_together(plays, game)
-        return _collect(estimates, game)
+        return _collect(estimates, game, self.samples)
 
 
 class _Game:
@@ -158,7 +158,7 @@ def _play_together(plays: Mapping[int, Play], game: _Game) -> dict[int, Estimate
     return estimates
 
 
-def _collect(estimates: Mapping[int, Estimate], game: _Game) -> UnitScores:
+def _collect(estimates: Mapping[int, Estimate], game: _Game, samples: bool) -> UnitScores:
     device = game.logits_BC.device
     scores_BU, error_BU = np.zeros(game.visible_BU.shape), np.zeros(game.visible_BU.shape)
     for row, estimate in estimates.items():
@@ -166,14 +166,13 @@ def _collect(estimates: Mapping[int, Estimate], game: _Game) -> UnitScores:
         error_BU[row, game.visible_BU[row]] = 0.0 if estimate.error_N is None else estimate.error_N
     names = {name for estimate in estimates.values() for name in estimate.diagnostics}
     found = [estimates[row].diagnostics if row in estimates else {} for row in range(len(scores_BU))]
-    sampled = any(estimate.error_N is not None for estimate in estimates.values())
     return UnitScores(
         scores_BU=torch.from_numpy(scores_BU).float().to(device),
         visible_BU=torch.from_numpy(game.visible_BU).to(device),
         target_B=game.target_B.clone(),  # a copy made outside inference mode may be used in a graph
         logits_BC=game.logits_BC.clone(),
-        error_BU=torch.from_numpy(error_BU).float().to(device) if sampled else None,
-        diagnostics={name: torch.tensor([row.get(name, 0.0) for row in found], device=device) for name in sorted(names)},
+        error_BU=torch.from_numpy(error_BU).float().to(device) if samples else None,
+        diagnostics={name: torch.tensor([row.get(name, np.nan) for row in found], device=device) for name in sorted(names)},
     )
 
 

@@ -24,6 +24,7 @@ class ShapleySampling(PerturbationExplainer):
     """
 
     name: ClassVar[str] = "shapley-sampling"
+    samples: ClassVar[bool] = True
     passes: ClassVar[str] = "(n_samples (U - 1) + 2) F"
     source: ClassVar[str] = (
         "Castro et al. 2009, doi:10.1016/j.cor.2008.04.004; antithetic: Mitchell et al. 2022, arXiv:2104.12199, sec. 4.1"

@@ -27,6 +27,7 @@ class SmoothGrad(Explainer):
     """
 
     name: ClassVar[str] = "smoothgrad"
+    samples: ClassVar[bool] = True
     family: ClassVar[Family] = "gradient"
     passes: ClassVar[str] = "N times the inner method, + 1 F"
     source: ClassVar[str] = "Smilkov et al. 2017, arXiv:1706.03825"

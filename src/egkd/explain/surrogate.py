@@ -70,6 +70,7 @@ class Lime(PerturbationExplainer):
     """
 
     name: ClassVar[str] = "lime"
+    samples: ClassVar[bool] = True
     passes: ClassVar[str] = "n_samples F"
     source: ClassVar[str] = "Ribeiro et al. 2016, arXiv:1602.04938"
 
@@ -128,6 +129,7 @@ class KernelShap(PerturbationExplainer):
     """
 
     name: ClassVar[str] = "kernel-shap"
+    samples: ClassVar[bool] = True
     passes: ClassVar[str] = "(n_samples + 2) F"
     source: ClassVar[str] = "Lundberg and Lee 2017, arXiv:1705.07874, theorem 2; pairs: Covert and Lee 2021, arXiv:2012.01536"
 
