@@ -19,9 +19,9 @@ from egkd.text import Batch, visible_units, width
 def scores_of(seen: Seen, batch: Batch, target_B: Tensor, attribution: str, create_graph: bool) -> Tensor:
     """Attributions of the log odds of `target_B` to units, float32 [B, U]."""
     assert seen.embeddings_BTD is not None
-    (gradient_BTD,) = torch.autograd.grad(
-        log_odds(seen.logits_BC.float(), target_B).sum(), seen.embeddings_BTD, create_graph=create_graph
-    )
+    scalar = log_odds(seen.logits_BC.float(), target_B).sum()
+    # the pass is shared, so its graph stays for whoever else differentiates it
+    (gradient_BTD,) = torch.autograd.grad(scalar, seen.embeddings_BTD, create_graph=create_graph, retain_graph=True)
     embeddings_BTD = None if attribution == "saliency-norm" else seen.embeddings_BTD
     reduction: Literal["sum", "norm"] = "sum" if attribution == "input-x-gradient" else "norm"
     return unit_scores_of_gradient(embeddings_BTD, gradient_BTD, batch["unit_ids"], width(batch), reduction)
