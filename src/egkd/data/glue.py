@@ -1,7 +1,8 @@
 """The nine tasks of GLUE (Wang et al. 2019, arXiv 1804.07461), from the hub or from a directory of its TSV files.
 
 Label names and their order are those of the hub's `nyu-mll/glue`; older processors order MNLI's labels differently, so a
-teacher from elsewhere must be checked on the dev set before it teaches.
+teacher from elsewhere must be checked on the dev set before it teaches. Metrics are GLUE's own in the order of its
+leaderboard, so the headline of MRPC and QQP is F1 and that of STS-B is Pearson's correlation.
 """
 
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from egkd.data import Task, TaskData, as_dataset, did_you_mean, sample
 
@@ -122,7 +124,7 @@ def _key(name: str) -> str:
 def _from_hub(task: Task, layout: _Layout, evals: tuple[str, ...]) -> tuple[dict[str, Dataset], list[str]]:
     try:
         splits = load_dataset(HUB, task.name)
-    except (OSError, ValueError) as error:  # no network, a cache without this task, an error of the hub
+    except (OSError, ValueError, DatasetsError) as error:  # no network, a cache without this task, an error of the hub
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"cannot load {task.name} of {HUB} from the Hugging Face hub ({reason}): "
@@ -171,7 +173,7 @@ def _from_directory(
 def _read_tsv(path: Path, task: Task, layout: _Layout) -> tuple[dict[str, list[Any]], int]:
     """Columns of a GLUE file and the number of lines skipped. A quote is a character like others, a tab always separates."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: sentences hold exotic line separators
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: sentences hold exotic line separators
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): expected one of GLUE's TSV files") from None
     header = list(layout.header) or lines[0].rstrip("\r").split("\t")
