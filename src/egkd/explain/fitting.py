@@ -73,6 +73,11 @@ def _expected_share(logits_BU: Tensor, visible_BU: Tensor, temperature: float) -
     return (chance_BU.sum(1) / visible_BU.sum(1).clamp(min=1)).mean()
 
 
+def _start(settings: SelectorSettings) -> float:
+    """The logit at which the expected share of words is `rate` (a fixed share does not care where logits lie)."""
+    return math.log(settings.rate / max(1 - settings.rate, 1e-2)) + settings.temperature * math.log(-_LOW / _HIGH)
+
+
 _LOW, _HIGH = -0.1, 1.1
 
 
@@ -88,8 +93,8 @@ class AverageShare(Relaxation):
 
     def loss(self, divergence_B: Tensor, logits_BU: Tensor, visible_BU: Tensor) -> Tensor:
         excess = _expected_share(logits_BU, visible_BU, self.settings.temperature) - self.settings.rate
-        self.price = max(0.0, self.price + 0.1 * float(excess.detach()))
-        return divergence_B.mean() + self.price * excess + 5 * excess.clamp(min=0).square()
+        self.price = max(0.0, self.price + float(excess.detach()))
+        return divergence_B.mean() + self.price * excess + 10 * excess.square()
 
 
 class WithinTolerance(Relaxation):
@@ -166,6 +171,7 @@ class _Trainer:
         with torch.random.fork_rng():  # the caller's random state stays as it was
             torch.manual_seed(seed)
             self.selector = Selector(settings, widths).to(batch["input_ids"].device)
+        nn.init.constant_(self.selector.value.bias, _start(settings))
         self.optimizer = torch.optim.AdamW(self.selector.parameters(), lr=settings.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / (0.1 * steps)) * max(0.0, 1 - step / steps)

@@ -177,8 +177,8 @@ def read_hidden(model: nn.Module, batch: Batch, layers: int) -> Read:
 
 
 def _encoder_layers(model: nn.Module) -> list[nn.Module]:
-    lists = [module for module in unwrapped(model).modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda layers: len(layers))) if lists else []  # of equally long ones the outer one
+    lists = [list(module) for module in unwrapped(model).modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])  # of equally long ones the outer one
 
 
 @contextmanager
