@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -82,12 +82,22 @@ class Explainer(ABC):
         """
 
     def settings(self) -> dict[str, Any]:
-        """The fields by name, those that are explainers themselves as {"method": name, **settings}."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            name: {"method": value.name, **value.settings()} if isinstance(value, Explainer) else value
-            for name, value in values.items()
-        }
+        """The fields by name; explainers among them as {"method": name, **settings}, fitted models by their fingerprint."""
+        return {f.name: _told(getattr(self, f.name)) for f in fields(self)}
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A setting that was learnt from data."""
+
+    def fingerprint(self) -> str:
+        """What tells it from all others."""
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Explainer):
+        return {"method": value.name, **value.settings()}
+    return value.fingerprint() if isinstance(value, Fitted) else value
 
 
 def predicted(logits_BC: Tensor, target_B: Tensor | None) -> Tensor:

@@ -23,6 +23,16 @@ Progress = Callable[[int, int], None]
 _BUCKET = 16  # batches that are sorted by length together: little padding, still mixed
 
 
+def draw_top_k(logits_BU: Tensor, visible_BU: Tensor, rate: float, temperature: float, uniform_BKU: Tensor) -> Tensor:
+    """The maximum of K = ceil(rate * n) Gumbel-softmax draws of one unit each: a mask in [0, 1], float [B, U].
+
+    `uniform_BKU` holds noise in (0, 1) for at least the largest K. Source: Chen et al. 2018, eq. 6.
+    """
+    perturbed_BKU = (logits_BU[:, None] - (-uniform_BKU.log()).log()).masked_fill(~visible_BU[:, None], -1e4)
+    mine_BK = torch.arange(uniform_BKU.shape[1], device=logits_BU.device) < kept_count(visible_BU, rate)[:, None]
+    return ((perturbed_BKU / temperature).softmax(-1) * mine_BK[..., None]).amax(1)
+
+
 class Relaxation(ABC):
     """A choice of words through which a gradient passes, and what it is asked to be."""
 
@@ -39,17 +49,12 @@ class Relaxation(ABC):
 
 
 class TopK(Relaxation):
-    """L2X's: K = ceil(rate * n) relaxed draws of one word each, and their maximum (Chen et al. 2018, eq. 6)."""
+    """L2X's: K = ceil(rate * n) relaxed draws of one word each, and their maximum."""
 
     def draw(self, logits_BU: Tensor, visible_BU: Tensor, generator: torch.Generator) -> Tensor:
-        k_B = kept_count(visible_BU, self.settings.rate)
-        draws = max(1, int(k_B.max()))
-        uniform_BKU = _uniform((len(k_B), draws, logits_BU.shape[1]), generator, logits_BU)
-        perturbed_BKU = logits_BU[:, None] - (-uniform_BKU.log()).log()
-        perturbed_BKU = perturbed_BKU.masked_fill(~visible_BU[:, None], -1e4)
-        soft_BKU = (perturbed_BKU / self.settings.temperature).softmax(-1)
-        mine_BK = torch.arange(draws, device=k_B.device) < k_B[:, None]
-        return (soft_BKU * mine_BK[..., None]).amax(1)
+        draws = max(1, int(kept_count(visible_BU, self.settings.rate).max()))
+        uniform_BKU = _uniform((len(logits_BU), draws, logits_BU.shape[1]), generator, logits_BU)
+        return draw_top_k(logits_BU, visible_BU, self.settings.rate, self.settings.temperature, uniform_BKU)
 
     def loss(self, divergence_B: Tensor, logits_BU: Tensor, visible_BU: Tensor) -> Tensor:
         return divergence_B.mean()
