@@ -134,7 +134,7 @@ def iter_scored(
     """
     check_targets(model, targets, len(rows))
     parameter = next(model.parameters(), None)
-    for indices in _length_batches([len(row["input_ids"]) for row in rows], token_budget):
+    for indices in length_batches([len(row["input_ids"]) for row in rows], token_budget):
         chosen = [rows[index] for index in indices]
         with torch.inference_mode(False), frozen(model):  # a caller's inference mode would make gradients impossible
             batch = collate(chosen, tokenizer.pad_token_id or 0)
@@ -179,7 +179,7 @@ def check_targets(model: nn.Module, targets: Sequence[int] | None, n_rows: int) 
         raise ValueError(f"target {wrong[0]} is none of the model's {n_classes} classes (0 to {(n_classes or 1) - 1})")
 
 
-def _length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Indices in batches of at most `token_budget` padded tokens (or one example), longest first."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0

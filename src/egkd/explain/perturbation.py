@@ -68,7 +68,7 @@ class PerturbationExplainer(Explainer):
         token_budget: int = TOKEN_BUDGET,
     ) -> UnitScores:
         with torch.inference_mode():
-            game = _Game(model, tokenizer, batch, target_B, self.operator, token_budget)
+            game = Game(model, tokenizer, batch, target_B, self.operator, token_budget)
             plays = {
                 row: self.play(int(game.visible_BU[row].sum()), game.full_B[row], np.random.default_rng(seed))
                 for row, seed in enumerate(seeds)
@@ -78,7 +78,7 @@ class PerturbationExplainer(Explainer):
         return _collect(estimates, game, self.samples)
 
 
-class _Game:
+class Game:
     """The value of coalitions of a batch's units, under one operator."""
 
     def __init__(
@@ -143,7 +143,7 @@ class _Game:
         return observe(self.model, copies).logits_BC
 
 
-def _play_together(plays: Mapping[int, Play], game: _Game) -> dict[int, Estimate]:
+def _play_together(plays: Mapping[int, Play], game: Game) -> dict[int, Estimate]:
     """All games of a batch, side by side, until each has its estimate."""
     estimates: dict[int, Estimate] = {}
     answers: dict[int, Any] = dict.fromkeys(plays)  # None starts a play
@@ -158,7 +158,7 @@ def _play_together(plays: Mapping[int, Play], game: _Game) -> dict[int, Estimate
     return estimates
 
 
-def _collect(estimates: Mapping[int, Estimate], game: _Game, samples: bool) -> UnitScores:
+def _collect(estimates: Mapping[int, Estimate], game: Game, samples: bool) -> UnitScores:
     device = game.logits_BC.device
     scores_BU, error_BU = np.zeros(game.visible_BU.shape), np.zeros(game.visible_BU.shape)
     for row, estimate in estimates.items():
