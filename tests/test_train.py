@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from egkd.objectives import GradientGuide, Labels, Objective, PerturbationGuide, SoftLabels
+from egkd.objectives import GradientGuide, Labels, Objective, PerturbationGuide, SelectionGuide, SoftLabels
 from egkd.train import DistillationTrainer, check_compatible
 
-GUIDES = [GradientGuide(), PerturbationGuide(masks=3, masks_per_step=2)]
+GUIDES = [GradientGuide(), PerturbationGuide(masks=3, masks_per_step=2), SelectionGuide()]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -9,7 +10,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 _Model = TypeVar("_Model", bound=BaseModel)
-Guide = Literal["gradient", "perturbation", "selection", "none"]
+
+
+class Guide(StrEnum):
+    """A family of explanations to learn beside answers; each switches on the objective of its name."""
+
+    gradient = "gradient"
+    perturbation = "perturbation"
+    selection = "selection"
+    none = "none"
+
 
 TRAIN_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 3,
@@ -186,12 +196,11 @@ def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = ()) -> RunCon
     Raises ValueError whose message is one line: the setting, what was found, and the near miss.
     """
     settings = dict(settings)
-    if "none" in guides and len(set(guides)) > 1:
-        raise ValueError(
-            f"--guide none cannot stand beside --guide {next(g for g in guides if g != 'none')}; give one or the other"
-        )
+    others = [guide for guide in guides if guide != Guide.none]
+    if others and len(others) < len(guides):
+        raise ValueError(f"--guide none cannot stand beside --guide {others[0].value}; give one or the other")
     if guides:
-        chosen = _ANSWERS | {guide: {} for guide in guides if guide != "none"}
+        chosen = _ANSWERS | {guide.value: {} for guide in others}
         settings["objectives"] = merge(chosen, settings.get("objectives") or {})
     elif isinstance(settings.get("objectives"), Mapping):
         settings["objectives"] = merge(_ANSWERS, settings["objectives"])

@@ -132,7 +132,7 @@ def stack(values: Sequence[np.ndarray]) -> Tensor:
     dtype = np.bool_ if values[0].dtype == np.bool_ else np.float32
     padded = np.zeros((len(values), *shape), dtype=dtype)
     for row, value in enumerate(values):
-        padded[(row, *(slice(size) for size in value.shape))] = value
+        padded[row, ...][tuple(slice(size) for size in value.shape)] = value
     return torch.from_numpy(padded)
 
 

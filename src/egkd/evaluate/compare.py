@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from egkd.evaluate.agreement import agreement, per_example
-from egkd.evaluate.scores import fidelity, task_scores
-from egkd.evaluate.speed import latency, parameters
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.data import Task
+from egkd.evaluate.agreement import agreement, per_example
+from egkd.evaluate.scores import fidelity, task_scores
+from egkd.evaluate.speed import latency, parameters
 from egkd.explain.base import Explainer, Scored, score_dataset
 from egkd.explain.gradient import InputXGradient
 from egkd.explain.perturbation import Occlusion

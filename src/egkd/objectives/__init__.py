@@ -4,9 +4,10 @@ from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher
 from egkd.objectives.gradient import GradientGuide
 from egkd.objectives.perturbation import PerturbationGuide
 from egkd.objectives.predictions import Labels, SoftLabels
+from egkd.objectives.selection import SelectionGuide
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (Labels, SoftLabels, GradientGuide, PerturbationGuide)
+    objective.name: objective for objective in (Labels, SoftLabels, GradientGuide, PerturbationGuide, SelectionGuide)
 }
 """Every objective by the name settings use."""
 
@@ -18,6 +19,7 @@ __all__ = [
     "Moment",
     "Objective",
     "PerturbationGuide",
+    "SelectionGuide",
     "SoftLabels",
     "Taught",
     "Teacher",

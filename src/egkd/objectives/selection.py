@@ -1,0 +1,85 @@
+"""Feature selection as an objective: the few words that suffice for the teacher must suffice for the student.
+
+Shapes: B batch, U units, C classes.
+"""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from datasets import Dataset
+from pydantic import Field
+from torch import Tensor
+
+from egkd.explain.fitting import fit_selector
+from egkd.explain.selectors import Selector, SelectorSettings
+from egkd.models import Seen, observe
+from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
+from egkd.objectives.perturbation import outputs_distance
+from egkd.text import Batch, Operator, perturb, visible_units, width
+
+
+class SelectionGuide(Objective):
+    """The student matches the teacher on its rationale, and on the text without it.
+
+    A selector, trained once on the frozen teacher, picks the `rate` of the words that suffice for the teacher's
+    prediction: the rationale. From it alone the student must say what the teacher says (sufficiency), and without it
+    again what the teacher then says, which is little (comprehensiveness). Cost: training the selector and three teacher
+    passes once, two more student passes at each step (one if `complement` is 0).
+
+    Source: rationales as AREC (Jiang et al. 2021) has them, few features that keep the prediction; amortised as in L2X
+    (Chen et al. 2018) and DiffMask (De Cao et al. 2020). The losses are ours.
+    """
+
+    name: ClassVar[str] = "selection"
+    taught_settings: ClassVar[tuple[str, ...]] = ("rate", "selector", "operator", "seed")
+
+    weight: float = Field(default=1.0, ge=0)
+    """Factor of this objective's loss in the sum."""
+    complement: float = Field(default=1.0, ge=0)
+    """Factor of the text without its rationale; 0 leaves it out."""
+    rate: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the words that the rationale keeps."""
+    selector: Literal["l2x", "hard-concrete", "diffmask"] = "l2x"
+    """What holds the rationale small while the selector is trained, see `SelectorSettings`."""
+    operator: Operator = "mask"
+    """What leaving words out does, see `text.perturb`."""
+    distance: Literal["kl", "mse"] = "kl"
+    """How outputs are compared, see `outputs_distance`."""
+    temperature: float = Field(default=2.0, gt=0)
+    """Softens both predictions in `kl`."""
+    seed: int = 0
+    """Of the selector's training."""
+
+    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path) -> Selector:
+        """The trained selector, kept in the lesson's folder."""
+        kept = folder / "selector"
+        if kept.exists():
+            return Selector.load(kept)
+        settings = SelectorSettings(kind=self.selector, rate=self.rate)
+        selector = fit_selector(settings, teacher.model, teacher.tokenizer, dataset, seed=self.seed)
+        selector.save(kept)
+        return selector
+
+    def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
+        """The rationale (bool [U]) and what the teacher says on it and without it ([2, C])."""
+        selector: Selector = teacher.prepared
+        keep_BU = selector.select(teacher.model, teacher.tokenizer, batch)
+        outputs = [
+            observe(teacher.model, perturb(batch, part_BU, self.operator, teacher.tokenizer)).logits_BC
+            for part_BU in (keep_BU, visible_units(batch["unit_ids"], width(batch)) & ~keep_BU)
+        ]
+        return {"keep": cut(keep_BU, batch), "outputs": list(torch.stack(outputs, dim=1).detach().cpu())}
+
+    def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
+        """The rationale alone, and the text without it."""
+        parts = [lesson["keep"], ~lesson["keep"]] if self.complement > 0 else [lesson["keep"]]
+        return [perturb(batch, part_BU, self.operator, moment.tokenizer) for part_BU in parts]
+
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
+        """`distance(f_S(r), f_T(r)) + complement * distance(f_S(x without r), f_T(x without r))`."""
+        parts = [
+            outputs_distance(copy.logits_BC.float(), lesson["outputs"][:, part], self.distance, self.temperature)
+            for part, copy in enumerate(copies)
+        ]
+        return parts[0] + self.complement * parts[1] if len(parts) > 1 else parts[0]
