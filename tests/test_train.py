@@ -16,7 +16,7 @@ GUIDES = [GradientGuide(), PerturbationGuide(masks=3, masks_per_step=2), Selecti
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny_bert: Callable[..., Any], tokenizer: Any, tiny_data: Dataset) -> Callable[..., DistillationTrainer]:
+def run(tmp_path: Path, tiny_bert: Any, tokenizer: Any, tiny_data: Dataset) -> Callable[..., DistillationTrainer]:
     """Train a tiny student of a tiny teacher for a few steps; each call in a folder of its own, lessons shared."""
 
     def train(objectives: Sequence[Objective] | None, *, rows: int = 16, trained: bool = True, **arguments: Any) -> Any:
@@ -77,9 +77,10 @@ def test_batch_of_eight_equals_two_accumulated_of_four(run: Any, guide: Objectiv
 def test_every_term_is_logged_and_they_sum_to_the_loss(run: Any) -> None:
     trainer = run([Labels(), SoftLabels(), *GUIDES])
     lines = [line for line in trainer.state.log_history if "loss" in line]
-    names = ("loss/labels", "loss/soft-labels", "loss/gradient", "loss/perturbation")
+    names = {f"loss/{name}" for name in ("labels", "soft-labels", "gradient", "perturbation", "selection")}
     assert len(lines) == 4
     for line in lines:
+        assert names == {name for name in line if name.startswith("loss/")}
         assert sum(line[name] for name in names) == pytest.approx(line["loss"], abs=1e-3)
 
 
