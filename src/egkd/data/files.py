@@ -110,7 +110,8 @@ def _texts(tables: list[Table], column: str) -> list[str]:
 
 def _labels(tables: list[Table], column: str, size: int, kind: Kind, declared: tuple[str, ...]) -> tuple[Task, list[Any], str]:
     """The task, a label per row, and a note; the first `size` rows are those to train on."""
-    name = tables[0].path.stem
+    path = tables[0].path.absolute()
+    name = path.parent.name if path.stem.lower() == "train" else path.stem
     values = _written(tables, column)
     numbers = all(map(_NUMBER.fullmatch, values))
     fractions = numbers and not all(float(value).is_integer() for value in values)
@@ -119,7 +120,11 @@ def _labels(tables: list[Table], column: str, size: int, kind: Kind, declared: t
         task = Task(name=name, kind="regression", metrics=("pearson", "spearmanr"))
         return task, scores, f"labels are scores from {min(scores):g} to {max(scores):g}"
     names, ids = _classes(tables, column, values, size, declared)
-    doubt = " (if they are scores, set kind to regression)" if kind == "auto" and numbers and not declared else ""
+    doubt = (
+        " (if they are scores, set kind to regression)"
+        if kind == "auto" and numbers and not declared and len(names) > 2
+        else ""
+    )
     task = Task(name=name, kind="classification", label_names=names)
     return task, ids, f"labels are {len(names)} classes: {_listed(names)}{doubt}"
 
