@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import score_dataset
-from egkd.explain.fitting import draw_top_k, fit_selector
+from egkd.explain import explain, explainer_from_name, fit_selector, score_dataset
+from egkd.explain.fitting import draw_top_k
 from egkd.explain.masking import divergence, embed, soft_mask
 from egkd.explain.selection import L2X, AmortisedExplainer, DiffMask, HardConcrete
 from egkd.explain.selectors import Kind, Selector, SelectorSettings, kept_count, read_hidden, top_share
@@ -299,6 +299,22 @@ def test_an_explainer_needs_a_fitted_selector(
     wrong = next(other for other in EXPLAINERS if other is not explainer)(selector=tmp_path)
     with pytest.raises(ValueError, match="fit its own"):
         score_dataset(wrong, model, tokenizer, rows)
+
+
+def test_by_name_with_a_saved_selector(
+    tiny_bert: Any, tokenizer: PreTrainedTokenizerBase, reviews: Dataset, tmp_path: Path
+) -> None:
+    model = tiny_bert()
+    L2X().fit(model, tokenizer, reviews, settings=SelectorSettings(**QUICK)).selector.save(tmp_path)  # type: ignore[union-attr]
+    explainer = explainer_from_name("l2x", {"selector": str(tmp_path)})
+    (found,) = explain(model, tokenizer, "a great film", method=explainer)
+    assert list(found.words) == ["a", "great", "film"]
+    assert found.settings == explainer.settings()
+    with pytest.raises(ValueError, match=r"'l2x', setting 'selector': .*no selector in") as caught:
+        explainer_from_name("l2x", {"selector": str(tmp_path / "elsewhere")})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="'l2x' has no selector yet"):
+        explain(model, tokenizer, "a great film", method="l2x")
 
 
 def test_the_sufficient_subset_is_the_word_that_decides(tokenizer: PreTrainedTokenizerBase, planted: Dataset) -> None:

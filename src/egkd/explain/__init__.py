@@ -13,12 +13,16 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Scored, UnitScores, iter_scored, score_dataset
+from egkd.explain.base import Explainer, Scored, UnitScores, iter_scored, score_dataset
 from egkd.explain.explanation import Explanation, Unit, load, save
+from egkd.explain.fitting import fit_selector
 from egkd.explain.gradient import InputXGradient, IntegratedGradients, Saliency, unit_scores_of_gradient
 from egkd.explain.perturbation import Occlusion
+from egkd.explain.selection import L2X, DiffMask, HardConcrete
+from egkd.explain.selectors import Selector, SelectorSettings
 from egkd.explain.shapley import ExactShapley, ShapleySampling
 from egkd.explain.smoothgrad import SmoothGrad
+from egkd.explain.sufficient import SufficientSubset
 from egkd.explain.surrogate import KernelShap, Lime
 from egkd.text import MAX_LENGTH, encode, unit_spans
 
@@ -36,6 +40,10 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         KernelShap,
         ShapleySampling,
         ExactShapley,
+        L2X,
+        HardConcrete,
+        DiffMask,
+        SufficientSubset,
     )
 }
 """Every explainer by its name."""
@@ -76,14 +84,15 @@ def explain(
     target: Target = "predicted",
     max_length: int = MAX_LENGTH,
     seed: int = 0,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Explanation]:
     """Explain what a sequence classifier or regressor says about texts (or pairs), word by word.
 
     Scores are for the log odds of `target` (a class by number or name, one number per text, or the predicted class), or
     for the output in regression. The model comes back as it was. The same seed gives the same scores, whatever else is
-    in `texts`; `token_budget` bounds the tokens of one forward pass and changes nothing but memory and speed. Texts
+    in `texts`; `token_budget` bounds the tokens of one forward pass (default: what suits the device) and changes nothing but memory and
+    speed. Texts
     longer than `max_length` tokens are cut, and `Explanation.hidden` says where.
 
     Raises ValueError for an unknown method or class, for pairs that do not match the texts, and for a slow tokenizer.
@@ -152,9 +161,12 @@ def _hint(wrong: str, known: Any) -> str:
 
 __all__ = [
     "EXPLAINERS",
+    "L2X",
+    "DiffMask",
     "ExactShapley",
     "Explainer",
     "Explanation",
+    "HardConcrete",
     "InputXGradient",
     "IntegratedGradients",
     "KernelShap",
@@ -162,12 +174,16 @@ __all__ = [
     "Occlusion",
     "Saliency",
     "Scored",
+    "Selector",
+    "SelectorSettings",
     "ShapleySampling",
     "SmoothGrad",
+    "SufficientSubset",
     "Unit",
     "UnitScores",
     "explain",
     "explainer_from_name",
+    "fit_selector",
     "iter_scored",
     "load",
     "save",
