@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 T = TypeVar("T")
 FILES = ("metrics.json", "log.jsonl", "examples.json", "config.yaml", "environment.json")
@@ -75,6 +75,19 @@ class Model(_Part):
     """Evaluation set -> measure of closeness to the teacher's predictions -> figure."""
     explanations: dict[str, Figures] = Field(default_factory=dict)
     """Explainer -> examples looked at (`all`, `same_class`, `floor`) -> measure of closeness to its explanations -> figure."""
+
+    @field_validator("explanations", mode="before")
+    @classmethod
+    def _figures_only(cls, value: Any) -> Any:
+        """Counts that stand beside the figures are not for the page."""
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: {which: part for which, part in looked.items() if not isinstance(part, int)}
+            if isinstance(looked, Mapping)
+            else looked
+            for name, looked in value.items()
+        }
 
 
 class Task(_Part):
