@@ -1,25 +1,23 @@
 """How faithful explanations are to the model: what becomes of its answer once the units they point at are gone.
 
-Shapes: B batch, U units, V vocabulary, N players (the visible units of one example), K sizes of a rationale, P coalitions,
-S samples. f(x) is the probability of the explained class, in regression the output itself; r_k are the k units with the
-highest scores, ties by position.
+Shapes: B batch, U units, N players (the visible units of one example), P coalitions, S sets of players. f(x) is the
+probability of the explained class, in regression the output itself; r_k are the k units with the highest scores, ties by
+position.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import kendalltau
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.evaluate.agreement import MIN_UNITS
+from egkd.evaluate.ranking import BINS, Ranking, shuffled
 from egkd.evaluate.scores import estimate
 from egkd.evaluate.sensitivity import explain_nearby, relative_distance
 from egkd.explain.base import TOKEN_BUDGET, Explainer, check_targets, example_seed, length_batches, score_dataset
@@ -27,8 +25,6 @@ from egkd.explain.perturbation import Floats, Game, Masks
 from egkd.models import frozen
 from egkd.text import Operator, collate
 
-BINS = (1, 5, 10, 20, 50)  # per cent of the units in a rationale, rounded up: ERASER's for AOPC
-FERRET_BINS = range(10, 101, 10)  # ferret's, rounded down, empty ones left out
 MEASURES: dict[str, Literal["higher", "lower"]] = {
     "comprehensiveness": "higher",
     "sufficiency": "lower",
@@ -45,6 +41,34 @@ MEASURES: dict[str, Literal["higher", "lower"]] = {
 """What is measured, and whether higher or lower is more faithful."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """What explanations are probed with. Raises ValueError for settings that are none."""
+
+    operator: Operator = "mask"
+    """What takes units away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+    infidelity_samples: int = 64
+    """Random sets of units for the infidelity, at least 1."""
+    sensitivity_samples: int = 10
+    """Draws of the noise for the max-sensitivity; 0 leaves it out."""
+    sensitivity_radius: float = 0.02
+    """How far word vectors move, in units of their root mean square."""
+
+    def __post_init__(self) -> None:
+        if self.operator not in get_args(Operator):
+            raise ValueError(f"unknown operator {self.operator!r}; use one of {', '.join(get_args(Operator))}")
+        if self.infidelity_samples < 1:
+            raise ValueError(f"infidelity_samples is {self.infidelity_samples}; expected at least 1")
+        if self.sensitivity_samples < 0 or not self.sensitivity_radius > 0:
+            raise ValueError(
+                f"found {self.sensitivity_samples} samples of radius {self.sensitivity_radius} for the sensitivity; "
+                "expected 0 or more, and a radius above 0"
+            )
+
+
+PROBES = Probes()
+
+
 def faithfulness(
     explained: Explainer | Sequence[NDArray[Any]],
     model: nn.Module,
@@ -52,10 +76,7 @@ def faithfulness(
     rows: Sequence[Mapping[str, Any]],
     *,
     targets: Sequence[int] | None = None,
-    operator: Operator = "mask",
-    infidelity_samples: int = 64,
-    sensitivity_samples: int = 10,
-    sensitivity_radius: float = 0.02,
+    probes: Probes = PROBES,
     seed: int = 0,
     token_budget: int = TOKEN_BUDGET,
 ) -> dict[str, Any]:
@@ -63,8 +84,8 @@ def faithfulness(
 
     Returns {"mean", "se", "n"} of every measure over `all` examples, and for the `floor`, where the same scores stand in
     random order; `n_skipped` examples have no visible unit with a score; `settings` says what was asked. A measure that
-    cannot be had is NaN with n = 0. The explained class is the one `model` itself predicts, unless `targets` names others;
-    `operator` takes units away. Scores of another model, a teacher's, are judged in the same way.
+    cannot be had is NaN with n = 0. The explained class is the one `model` itself predicts, unless `targets` names others.
+    Scores of another model, a teacher's, are judged in the same way.
 
     - comprehensiveness@k: f(x) - f(x without r_k); sufficiency@k: f(x) - f(r_k alone); those without @ are AOPC, the mean
       over ERASER's bins (DeYoung et al. 2020, arXiv:1911.03429), k = ceil(bin · units) with `BINS` 1, 5, 10, 20, 50 %.
@@ -79,22 +100,12 @@ def faithfulness(
       uniform in 1..U.
     - max_sensitivity: see `evaluate.sensitivity`; only for an explainer.
 
-    Cost per example: at most 3 U + 50 + infidelity_samples forward passes, and 1 + sensitivity_samples explanations.
-    The same seed gives the same figures whatever the batch; no pass holds more than `token_budget` tokens, or one text.
-    Raises ValueError for an unknown operator, for scores that are not of these rows' units, and for too few samples.
+    Cost per example: at most 3 U + 50 + infidelity_samples forward passes, and 1 + sensitivity_samples
+    explanations. The same seed gives the same figures whatever the batch; no pass holds more than `token_budget` tokens, or one text.
+    Raises ValueError for scores that are not of these rows' units, for targets the model does not have, and without rows.
     """
     own, floor = per_example(
-        explained,
-        model,
-        tokenizer,
-        rows,
-        targets=targets,
-        operator=operator,
-        infidelity_samples=infidelity_samples,
-        sensitivity_samples=sensitivity_samples,
-        sensitivity_radius=sensitivity_radius,
-        seed=seed,
-        token_budget=token_budget,
+        explained, model, tokenizer, rows, targets=targets, probes=probes, seed=seed, token_budget=token_budget
     )
     return {
         "all": {name: estimate(values).to_dict() for name, values in own.items()},
@@ -102,11 +113,8 @@ def faithfulness(
         "n_skipped": int(np.isnan(own["comprehensiveness"]).sum()),
         "settings": {
             "method": {"method": explained.name, **explained.settings()} if isinstance(explained, Explainer) else None,
-            "operator": operator,
             "bins": list(BINS),
-            "infidelity_samples": infidelity_samples,
-            "sensitivity_samples": sensitivity_samples,
-            "sensitivity_radius": sensitivity_radius,
+            **asdict(probes),
             "seed": seed,
         },
     }
@@ -119,25 +127,29 @@ def per_example(
     rows: Sequence[Mapping[str, Any]],
     *,
     targets: Sequence[int] | None = None,
-    operator: Operator = "mask",
-    infidelity_samples: int = 64,
-    sensitivity_samples: int = 10,
-    sensitivity_radius: float = 0.02,
+    probes: Probes = PROBES,
     seed: int = 0,
     token_budget: int = TOKEN_BUDGET,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Every measure of `faithfulness` for every row, NaN where it cannot be had: of the scores, and of the floor."""
-    _check(rows, operator, infidelity_samples, sensitivity_samples)
-    sensitive = isinstance(explained, Explainer) and sensitivity_samples > 0
+    if not len(rows):
+        raise ValueError("found no examples; faithfulness needs at least one")
     nearby: list[list[Floats]] = []
     if isinstance(explained, Explainer):
         scored = score_dataset(explained, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget)
         scores = [np.where(one.visible_U.numpy(), one.scores_U.double().numpy(), math.nan) for one in scored]
         targets = [one.target for one in scored]
-        if sensitive:
-            nearby = explain_nearby(
-                explained, model, tokenizer, rows, targets, sensitivity_samples, sensitivity_radius, seed, token_budget
-            )
+        nearby = explain_nearby(
+            explained,
+            model,
+            tokenizer,
+            rows,
+            targets,
+            samples=probes.sensitivity_samples,
+            radius=probes.sensitivity_radius,
+            seed=seed,
+            token_budget=token_budget,
+        )
     else:
         scores = _checked(explained, rows)
     check_targets(model, targets, len(rows))
@@ -148,32 +160,19 @@ def per_example(
         batch = {name: value.to(device) for name, value in collate(chosen, tokenizer.pad_token_id or 0).items()}
         target_B = None if targets is None else torch.tensor([targets[index] for index in indices], device=device)
         with frozen(model), torch.inference_mode():
-            game = Game(model, tokenizer, batch, target_B, operator, token_budget)
-            ferret = game if operator == "delete" else Game(model, tokenizer, batch, game.target_B, "delete", token_budget)
+            game = Game(model, tokenizer, batch, target_B, probes.operator, token_budget)
+            ferret = Game(model, tokenizer, batch, game.target_B, "delete", token_budget)
             cases = {}
             for row, index in enumerate(indices):
                 visible_U = game.visible_BU[row, : len(scores[index])]
-                scores_N = scores[index][visible_U]
-                if not np.isnan(scores_N).all():
-                    rng = np.random.default_rng(example_seed(seed, rows[index]))
+                if not np.isnan(scores[index][visible_U]).all():
                     around = [one[index][visible_U] for one in nearby]
-                    cases[row] = _Case.of(scores_N, around, infidelity_samples, rng)
+                    rng = np.random.default_rng(example_seed(seed, rows[index]))
+                    cases[row] = _Case.of(scores[index][visible_U], around, probes.infidelity_samples, rng)
             for row, both in _measure(cases, game, ferret).items():
                 found[indices[row]] = both
     own, floor = ({name: np.array([one[part].get(name, math.nan) for one in found]) for name in MEASURES} for part in (0, 1))
     return own, floor
-
-
-def _check(rows: Sequence[Any], operator: str, infidelity_samples: int, sensitivity_samples: int) -> None:
-    if operator not in get_args(Operator):
-        raise ValueError(f"unknown operator {operator!r}; use one of {', '.join(get_args(Operator))}")
-    if not len(rows):
-        raise ValueError("found no examples; faithfulness needs at least one")
-    if infidelity_samples < 1 or sensitivity_samples < 0:
-        raise ValueError(
-            f"found {infidelity_samples} infidelity and {sensitivity_samples} sensitivity samples; "
-            "expected at least 1 of the first and 0 of the second"
-        )
 
 
 def _checked(scores: Sequence[NDArray[Any]], rows: Sequence[Mapping[str, Any]]) -> list[Floats]:
@@ -189,105 +188,25 @@ def _checked(scores: Sequence[NDArray[Any]], rows: Sequence[Mapping[str, Any]]) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ranking:
-    """Scores of the players of one example, NaN where they have none, and the rationales that follow from them."""
-
-    scores_N: Floats
-    tie_N: NDArray[Any]
-    """Of equal scores the smaller tie comes first."""
-
-    @cached_property
-    def n_scored(self) -> int:
-        return int((~np.isnan(self.scores_N)).sum())
-
-    @cached_property
-    def rank_N(self) -> NDArray[np.int64]:
-        rank_N = np.empty(len(self.scores_N), dtype=np.int64)
-        rank_N[np.lexsort((self.tie_N, -self.scores_N))] = np.arange(len(self.scores_N))  # NaN comes last
-        return rank_N
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        return [-(-self.n_scored * percent // 100) for percent in BINS]
-
-    @cached_property
-    def ferret_sizes(self) -> list[int]:
-        positive = int((self.scores_N > 0).sum())
-        steps = (self.n_scored * percent // 100 for percent in FERRET_BINS)
-        return sorted({min(k, positive) for k in steps if k > 0})
-
-    def without(self, sizes_K: Sequence[int]) -> Masks:
-        """The coalitions that are left without the k best players."""
-        return self.rank_N >= np.asarray(sizes_K)[:, None]
-
-    def asked(self) -> Masks:
-        """The coalitions `removal` is told the values of: without the 1..n best, then those of `sizes` alone."""
-        return np.concatenate([self.without(range(1, self.n_scored + 1)), ~self.without(self.sizes)])
-
-    def asked_by_ferret(self) -> Masks:
-        """The coalitions `removal` is told the values of, by deletion: without those of `ferret_sizes`, and those alone."""
-        gone = self.without(self.ferret_sizes)
-        return np.concatenate([gone, ~gone])
-
-    def removal(self, full: float, values_P: Floats, ferret_P: Floats) -> dict[str, float]:
-        """The measures of taking away the best players and of leaving only them."""
-        drop_K = np.concatenate([[0.0], full - values_P[: self.n_scored]])
-        comprehensiveness, sufficiency = drop_K[self.sizes], full - values_P[self.n_scored :]
-        ferret = full - ferret_P.reshape(2, -1).mean(1)
-        return {
-            "comprehensiveness": float(comprehensiveness.mean()),
-            "sufficiency": float(sufficiency.mean()),
-            **{f"comprehensiveness@{p}%": float(value) for p, value in zip(BINS, comprehensiveness, strict=True)},
-            **{f"sufficiency@{p}%": float(value) for p, value in zip(BINS, sufficiency, strict=True)},
-            "ferret_comprehensiveness": float(ferret[0]),
-            "ferret_sufficiency": float(ferret[1]),
-            "area_over_curve": float(drop_K.mean()),
-        }
-
-    def tau(self, alone_N: Floats) -> float:
-        """Kendall's τ-b with what leaving each player out changes."""
-        scored = ~np.isnan(self.scores_N)
-        if scored.sum() < MIN_UNITS or np.ptp(self.scores_N[scored]) == 0 or np.ptp(alone_N[scored]) == 0:
-            return math.nan
-        return float(kendalltau(self.scores_N[scored], alone_N[scored]).statistic)
-
-    def infidelity(self, gone_SN: Masks, change_S: Floats) -> dict[str, float]:
-        """How badly sums of scores foretell what taking sets of players away changes."""
-        told_S = gone_SN @ np.nan_to_num(self.scores_N)
-        size = float(told_S @ told_S)
-        factor = float(told_S @ change_S) / size if size > 0 else 0.0
-        return {
-            "infidelity": float(np.mean((told_S - change_S) ** 2)),
-            "infidelity_scaled": float(np.mean((factor * told_S - change_S) ** 2)),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Case:
     """One example: its scores, the same in random order, and the sets of players taken away for the infidelity."""
 
-    own: _Ranking
-    shuffled: _Ranking
+    own: Ranking
+    mixed: Ranking
     gone_SN: Masks
     sensitivity: tuple[float, float]
 
     @staticmethod
     def of(scores_N: Floats, nearby: Sequence[Floats], n_samples: int, rng: np.random.Generator) -> "_Case":
         n, scored = len(scores_N), ~np.isnan(scores_N)
-
-        def shuffled(values_N: Floats) -> Floats:
-            result = values_N.copy()
-            result[scored] = rng.permutation(values_N[scored])
-            return result
-
-        mixed_N, tie_N = shuffled(scores_N), rng.permutation(n)
+        mixed = Ranking(scores_N=shuffled(scores_N, scored, rng), tie_N=rng.permutation(n))
         place_SN = np.where(scored, rng.random((n_samples, n)), 2.0).argsort(1).argsort(1)
         gone_SN = place_SN < rng.integers(1, scored.sum() + 1, (n_samples, 1))
         apart = [relative_distance(one_N, scores_N) for one_N in nearby]
-        floor = [relative_distance(shuffled(one_N), mixed_N) for one_N in nearby]
+        floor = [relative_distance(shuffled(one_N, scored, rng), mixed.scores_N) for one_N in nearby]
         return _Case(
-            own=_Ranking(scores_N=scores_N, tie_N=np.arange(n)),
-            shuffled=_Ranking(scores_N=mixed_N, tie_N=tie_N),
+            own=Ranking(scores_N=scores_N),
+            mixed=mixed,
             gone_SN=gone_SN,
             sensitivity=(max(apart, default=math.nan), max(floor, default=math.nan)),
         )
@@ -295,10 +214,10 @@ class _Case:
     def asked(self) -> list[Masks]:
         """The coalitions it takes: without one player each, without the sets, and those of both rankings."""
         alone = ~np.eye(len(self.own.scores_N), dtype=bool)
-        return [alone, ~self.gone_SN, self.own.asked(), self.shuffled.asked()]
+        return [alone, ~self.gone_SN, self.own.asked(), self.mixed.asked()]
 
     def asked_by_ferret(self) -> list[Masks]:
-        return [self.own.asked_by_ferret(), self.shuffled.asked_by_ferret()]
+        return [self.own.asked_by_ferret(), self.mixed.asked_by_ferret()]
 
 
 def _measure(cases: Mapping[int, _Case], game: Game, ferret: Game) -> dict[int, tuple[dict[str, float], dict[str, float]]]:
@@ -316,7 +235,7 @@ def _measure(cases: Mapping[int, _Case], game: Game, ferret: Game) -> dict[int, 
         alone_N, sets_S, *ranked = _split(values[row], asked[row])
         both = []
         for part, (ranking, answers_P, deleted_P) in enumerate(
-            zip((case.own, case.shuffled), ranked, _split(by_ferret[row], deleted[row]), strict=True)
+            zip((case.own, case.mixed), ranked, _split(by_ferret[row], deleted[row]), strict=True)
         ):
             outputs = (full, answers_P, deleted_P) if regression else (expit(full), expit(answers_P), expit(deleted_P))
             both.append(

@@ -27,6 +27,7 @@ def explain_nearby(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
     targets: Sequence[int],
+    *,
     samples: int,
     radius: float,
     seed: int,
