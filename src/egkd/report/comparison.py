@@ -156,11 +156,15 @@ def _fidelity_rows(models: Sequence[Column]) -> list[Row]:
     return rows
 
 
+AGREEMENT_SHOWN = ("spearman", "top20")  # metrics.json has the other measures too
+
+
 def _explanation_rows(models: Sequence[Column], name: str) -> list[Row]:
     rows = []
     looked_at = [column.model.explanations.get(name, {}) for column in models]
     subsets = _names([list(figures) for figures in looked_at])
-    for kind in _names([list(figures.get(which, {})) for which in subsets for figures in looked_at]):
+    found_kinds = _names([list(figures.get(which, {})) for which in subsets for figures in looked_at])
+    for kind in (kind for kind in found_kinds if kind in AGREEMENT_SHOWN):
         for which in subsets:
             estimates = [figures.get(which, {}).get(kind, Estimate()) for figures in looked_at]
             found = _row(measure(kind).label, _estimated(kind, estimates), GROUPS.get(which, which.replace("_", " ")))
