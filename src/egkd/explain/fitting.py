@@ -21,6 +21,7 @@ Progress = Callable[[int, int], None]
 """Called with examples done and examples in all."""
 
 _BUCKET = 16  # batches that are sorted by length together: little padding, still mixed
+_LOW, _HIGH = -0.1, 1.1  # what hard concrete variables are stretched to (Louizos et al. 2018)
 
 
 def draw_top_k(logits_BU: Tensor, visible_BU: Tensor, rate: float, temperature: float, uniform_BKU: Tensor) -> Tensor:
@@ -66,10 +67,13 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -
 
 
 def _hard_concrete(logits_BU: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
-    """Louizos et al. 2018, eq. 11: a binary concrete variable stretched to (-0.1, 1.1) and cut to [0, 1]."""
+    """Louizos et al. 2018, eq. 11: a binary concrete variable stretched to (-0.1, 1.1) and cut to [0, 1].
+
+    The gradient passes as if it were not cut: most gates are quite shut at any moment, and would not learn otherwise.
+    """
     uniform_BU = _uniform(tuple(logits_BU.shape), generator, logits_BU)
-    concrete_BU = torch.sigmoid((uniform_BU.logit() + logits_BU) / temperature)
-    return (concrete_BU * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+    stretched_BU = torch.sigmoid((uniform_BU.logit() + logits_BU) / temperature) * (_HIGH - _LOW) + _LOW
+    return stretched_BU + (stretched_BU.clamp(0, 1) - stretched_BU).detach()
 
 
 def _expected_share(logits_BU: Tensor, visible_BU: Tensor, temperature: float) -> Tensor:
@@ -81,9 +85,6 @@ def _expected_share(logits_BU: Tensor, visible_BU: Tensor, temperature: float) -
 def _start(settings: SelectorSettings) -> float:
     """The logit at which the expected share of words is `rate` (a fixed share does not care where logits lie)."""
     return math.log(settings.rate / max(1 - settings.rate, 1e-2)) + settings.temperature * math.log(-_LOW / _HIGH)
-
-
-_LOW, _HIGH = -0.1, 1.1
 
 
 class AverageShare(Relaxation):

@@ -52,7 +52,7 @@ class SelectorSettings:
     """Hidden states that are read, evenly spread from the output of the embedding layer (always) to that of the last."""
     width: int = Field(default=64, gt=0)
     """Width of the probe (H)."""
-    temperature: float = Field(default=0.5, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Of the relaxed choice; the lower, the harder the choice and the noisier the gradient."""
     tolerance: float = Field(default=0.1, gt=0)
     """Divergence of the output that "diffmask" allows: nats, or squared error in regression."""
