@@ -39,9 +39,9 @@ def quiet(_message: str) -> None:
     """A `Tell` that says nothing."""
 
 
-def load_data(config: DataConfig, seed: int) -> TaskData:
+def load_data(config: DataConfig) -> TaskData:
     """The task and its examples. Raises ValueError."""
-    limits: dict[str, Any] = {"train_limit": config.train_limit, "eval_limit": config.eval_limit, "seed": seed}
+    limits: dict[str, Any] = {"train_limit": config.train_limit, "eval_limit": config.eval_limit, "seed": config.seed}
     if config.task == "movie-reviews":
         return load_movie_reviews(**limits)
     if config.task:
@@ -91,7 +91,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     source = config.teacher or config.teacher_init
     assert source is not None
     check_student(config.student, source, trust_remote_code=config.trust_remote_code)
-    data = load_data(config.data, config.seed)
+    data = load_data(config.data)
     for note in data.notes:
         tell(note)
     if config.teacher:
@@ -108,7 +108,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
 def teach(config: RunConfig, out: Path, *, tell: Tell = quiet) -> Path:
     """Fine-tune `config.teacher_init` into `out/teacher`; returns that folder."""
     training_arguments(config.teach_arguments, out, "teach")
-    data = load_data(config.data, config.seed)
+    data = load_data(config.data)
     for note in data.notes:
         tell(note)
     if claim(out, config):

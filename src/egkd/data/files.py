@@ -16,12 +16,12 @@ from egkd.data.readers import Table, read_table
 Paths = str | Path | Sequence[str | Path]
 Kind = Literal["auto", "classification", "regression"]
 
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")  # no leading zeros: "007" is a name
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # no leading zeros: "007" is a name
 
 
 def load_files(
     train: Paths,
-    evaluation: Paths | None,
+    evaluation: Paths | None = None,
     *,
     text: str | None = None,
     text_pair: str | None = None,
@@ -139,7 +139,7 @@ def _written(tables: list[Table], column: str) -> list[str]:
     _refuse(tables, column, raw, missing, "a label: fill or remove the row")
     if not all(map(_NUMBER.fullmatch, written)):
         return written
-    return [str(int(float(value))) if "." in value and float(value).is_integer() else value for value in written]
+    return [str(int(float(value))) if float(value).is_integer() else value for value in written]
 
 
 def _scores(tables: list[Table], column: str, values: list[str]) -> list[float]:

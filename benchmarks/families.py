@@ -1,0 +1,159 @@
+"""Plain distillation and each family of explanations, on one GLUE task, same budget, several seeds (rows are the same
+for every seed, which draws the head, the order and the dropout).
+
+    python benchmarks/families.py --glue-dir glue --teacher-init gte-small --student paraphrase-MiniLM-L3-v2 --out runs/families
+
+Fine-tunes a teacher once, distils every method with every seed through `egkd.pipeline.distill` (finished runs are kept,
+killed ones resumed), then times the training step of all methods side by side, and writes `families.json` and
+`families.md` beside the runs. `--seeds 0,1,2` and `--methods plain,gradient` choose; `--no-timing` leaves the timing out.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egkd import pipeline
+from egkd.config import RunConfig, resolve
+from egkd.runs import read_json, write_json, write_text
+from egkd.students import build_student, load_classifier, load_tokenizer
+from egkd.train import DistillationTrainer
+
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "labels": {"labels": {"weight": 1.0}, "soft-labels": {"weight": 0.0}},
+    "plain": {},
+    "gradient": {"gradient": {}},
+    "perturbation": {"perturbation": {}},
+    "selection": {"selection": {}},
+    "all three": {"gradient": {}, "perturbation": {}, "selection": {}},
+}
+"""What each method learns beside gold and soft labels, all with the defaults of `egkd distill`."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "accuracy": ("scores", "dev", "accuracy"),
+    "agreement": ("fidelity", "dev", "agreement", "mean"),
+    "KL": ("fidelity", "dev", "kl", "mean"),
+    "input × gradient": ("explanations", "input-x-gradient", "all", "spearman", "mean"),
+    "its norm": ("explanations", "input-x-gradient-norm", "all", "spearman", "mean"),
+    "occlusion": ("explanations", "occlusion", "all", "spearman", "mean"),
+}
+
+
+def config_of(options: argparse.Namespace, method: str, seed: int, teacher: str | None) -> RunConfig:
+    """The run of one cell (or of the teacher, where `teacher` is None)."""
+    settings: dict[str, Any] = {
+        "student": options.student,
+        "data": {"task": options.task, "glue_dir": options.glue_dir, "train_limit": options.train_limit},
+        "train": {"num_train_epochs": options.epochs, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 50},
+        "seed": seed,
+        "lessons": options.out / "lessons",
+        "objectives": METHODS[method],
+    }
+    if teacher is None:
+        settings |= {
+            "teacher_init": options.teacher_init,
+            "objectives": {},
+            "teach": {"num_train_epochs": options.teacher_epochs},
+        }
+        settings["data"] |= {"train_limit": options.teacher_limit}
+    else:
+        settings |= {"teacher": teacher}
+    return resolve(settings)
+
+
+def run_all(options: argparse.Namespace, teacher: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """metrics.json of every cell, by method and seed; cells that are finished are only read."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for seed in options.seeds:
+        for method in options.methods:
+            folder = options.out / f"{method.replace(' ', '-')}-{seed}"
+            if not (folder / "metrics.json").exists():
+                print(f"{time.strftime('%H:%M')} {method}, seed {seed}", flush=True)
+                pipeline.distill(config_of(options, method, seed, teacher), folder)
+            found.setdefault(method, {})[seed] = read_json(folder / "metrics.json")
+            write_results(options, found, {})
+    return found
+
+
+def time_steps(options: argparse.Namespace, teacher: str, *, steps: int = 40, rounds: int = 3) -> dict[str, float]:
+    """Median seconds per 1,000 training examples of each method, lessons from disk, methods in turns."""
+    seconds: dict[str, list[float]] = {method: [] for method in options.methods}
+    for round_ in range(rounds):
+        for method in options.methods:
+            config = config_of(options, method, 0, teacher)
+            data = pipeline.load_data(config.data)
+            model, tokenizer = build_student(config.student, teacher, data.task)
+            with tempfile.TemporaryDirectory() as folder:
+                settings = config.train_arguments | {"max_steps": steps, "seed": round_, "data_seed": round_}
+                trainer = DistillationTrainer(
+                    model,
+                    pipeline.training_arguments(settings, Path(folder), "train"),
+                    teacher=load_classifier(teacher, data.task),
+                    objectives=pipeline.objectives_of(config),
+                    train_dataset=data.train,
+                    processing_class=tokenizer,
+                    teacher_processing_class=load_tokenizer(teacher),
+                    lessons_dir=options.out / "lessons",
+                )
+                started = time.perf_counter()
+                trainer.train()
+                examples = steps * settings["per_device_train_batch_size"]
+                seconds[method].append(1000 * (time.perf_counter() - started) / examples)
+    return {method: statistics.median(values) for method, values in seconds.items()}
+
+
+def figure(metrics: dict[str, Any], path: tuple[str, ...]) -> float:
+    """One number of the student's."""
+    value: Any = metrics["student"]
+    for part in path:
+        value = value[part]
+    return float(value)
+
+
+def write_results(options: argparse.Namespace, found: dict[str, dict[int, dict[str, Any]]], timing: dict[str, float]) -> None:
+    """`families.json` with every seed's figures, `families.md` with mean ± standard deviation over seeds."""
+    rows: dict[str, Any] = {}
+    lines = ["| method | " + " | ".join(COLUMNS) + " | step |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for method, by_seed in found.items():
+        values = {name: [figure(metrics, path) for metrics in by_seed.values()] for name, path in COLUMNS.items()}
+        ratio = timing[method] / timing["plain"] if method in timing and "plain" in timing else None
+        rows[method] = {"seeds": list(by_seed), **values, "seconds_per_1000": timing.get(method), "ratio": ratio}
+        cells = [f"{np.mean(value):.3f} ± {np.std(value, ddof=1) if len(value) > 1 else 0:.3f}" for value in values.values()]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {'–' if ratio is None else f'{ratio:.2f} ×'} |")
+    metrics = next(iter(next(iter(found.values())).values()))
+    settings = {name: str(value) for name, value in vars(options).items()}
+    write_json(options.out / "families.json", {"settings": settings, "teacher": metrics["teacher"]["scores"], "methods": rows})
+    write_text(options.out / "families.md", "\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Read flags, run, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glue-dir", type=Path)
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--teacher", help="an already fine-tuned teacher, instead of --teacher-init")
+    parser.add_argument("--teacher-init")
+    parser.add_argument("--teacher-limit", type=int, default=12000)
+    parser.add_argument("--teacher-epochs", type=float, default=2)
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--train-limit", type=int, default=8000)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument("--no-timing", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    teacher = options.teacher or str(pipeline.teach(config_of(options, "plain", 0, None), options.out / "teacher", tell=print))
+    found = run_all(options, teacher)
+    write_results(options, found, {} if options.no_timing else time_steps(options, teacher))
+    print((options.out / "families.md").read_text())
+    print(json.dumps({"written": str(options.out / "families.json")}))
+
+
+if __name__ == "__main__":
+    main()
