@@ -107,8 +107,10 @@ class Selector(nn.Module):
                 f"this selector reads hidden states of widths {self.widths}, the model has {found}; "
                 "use the model it was fitted on, or fit another selector"
             )
+        here, there = self.value.weight.device, batch["unit_ids"].device  # a loaded selector is on the CPU
         with torch.no_grad():
-            return self(read.hidden, batch)
+            own = {name: batch[name].to(here) for name in ("unit_ids", "n_units")}
+            return self([h_BTD.to(here) for h_BTD in read.hidden], own).to(there)
 
     def select(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch) -> Tensor:
         """Which units are kept, bool [B, U]: the ceil(rate * n) with the highest logits of the n visible ones."""
@@ -160,7 +162,7 @@ def top_share(scores_BU: Tensor, visible_BU: Tensor, rate: float) -> Tensor:
 
 def kept_count(visible_BU: Tensor, rate: float) -> Tensor:
     """ceil(rate * n), int [B]; what floating point adds to a whole number does not raise it."""
-    return (visible_BU.sum(1).double() * rate - 1e-9).ceil().long()
+    return (visible_BU.sum(1) * rate - 1e-4).ceil().long()
 
 
 def read_hidden(model: nn.Module, batch: Batch, layers: int) -> Read:
