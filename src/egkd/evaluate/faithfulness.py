@@ -101,7 +101,8 @@ def faithfulness(
     - max_sensitivity: see `evaluate.sensitivity`; only for an explainer.
 
     Cost per example: at most 3 U + 50 + infidelity_samples forward passes, and 1 + sensitivity_samples
-    explanations. The same seed gives the same figures whatever the batch; no pass holds more than `token_budget` tokens, or one text.
+    explanations. The same seed gives the same figures whatever the batch; no pass holds more than `token_budget` tokens,
+    or one text.
     Raises ValueError for scores that are not of these rows' units, for targets the model does not have, and without rows.
     """
     own, floor = per_example(
