@@ -13,11 +13,11 @@ from datasets import Dataset
 from egkd import lessons as module
 from egkd.lessons import Lessons, StaleLessons, build_lessons
 from egkd.models import frozen, observe
-from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SoftLabels, Teacher
+from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
 from egkd.text import collate
-from egkd.train import encode_dataset
+from egkd.predict import encode_dataset
 
-OBJECTIVES: list[Objective] = [SoftLabels(), GradientGuide(), PerturbationGuide(masks=3)]
+OBJECTIVES: list[Objective] = [SoftLabels(), GradientGuide(), PerturbationGuide(masks=3), SelectionGuide()]
 
 
 @pytest.fixture
@@ -46,17 +46,19 @@ def build(
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
 def test_lessons_equal_the_live_teacher(
-    build: Any, tiny_bert: Any, tokenizer: Any, tiny_data: Dataset, objective: Objective
+    build: Any, tiny_bert: Any, tokenizer: Any, tiny_data: Dataset, tmp_path: Path, objective: Objective
 ) -> None:
     teacher = tiny_bert()
     rows = [7, 3, 12]
     stored = build(teacher)[objective.name].read(rows)
     encoded = encode_dataset(tiny_data, tokenizer)
+    plain = Teacher(model=teacher, tokenizer=tokenizer)
     with frozen(teacher), torch.set_grad_enabled(objective.needs_embeddings):
+        prepared = objective.prepare(plain, encoded.select(range(20)), tmp_path)
         for place, row in enumerate(rows):
             batch = collate([encoded[row]], tokenizer.pad_token_id)
             seen = observe(teacher, batch, embeddings=objective.needs_embeddings)
-            live = objective.teach(Teacher(model=teacher, tokenizer=tokenizer), batch, seen)
+            live = objective.teach(Teacher(model=teacher, tokenizer=tokenizer, prepared=prepared), batch, seen)
             for name, values in live.items():
                 value = np.asarray(values[0])
                 kept = stored[name][place].numpy()[tuple(slice(size) for size in value.shape)]
@@ -87,7 +89,12 @@ def test_lessons_are_built_once_and_only_when_something_changed(build: Any, tiny
     first = build()
     monkeypatch.setattr(module, "_teach_shard", never)
     again = build(
-        objectives=[SoftLabels(temperature=5.0), GradientGuide(weight=3.0), PerturbationGuide(masks=3, masks_per_step=3)]
+        objectives=[
+            SoftLabels(temperature=5.0),
+            GradientGuide(weight=3.0),
+            PerturbationGuide(masks=3, masks_per_step=3),
+            SelectionGuide(complement=0.5),
+        ]
     )
     assert {name: one.folder for name, one in again.items()} == {name: one.folder for name, one in first.items()}
     for change in (

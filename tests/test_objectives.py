@@ -1,6 +1,7 @@
 """What objectives compute: hand-made numbers, and what must not matter."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from datasets import Dataset
 
 from egkd.lessons import stack
 from egkd.models import Seen, frozen, log_odds, observe
-from egkd.objectives import GradientGuide, Labels, Moment, PerturbationGuide, SoftLabels, Teacher
+from egkd.objectives import GradientGuide, Labels, Moment, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
 from egkd.objectives.gradient import scores_distance
 from egkd.objectives.perturbation import draw_masks, outputs_distance
 from egkd.text import collate
-from egkd.train import encode_dataset
+from egkd.predict import encode_dataset
 
 
 @pytest.fixture
@@ -74,15 +75,21 @@ def test_scores_distance_by_hand() -> None:
 
 
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
-    tiny_bert: Any, tokenizer: Any, tiny_data: Dataset, moment: Moment
+    tiny_bert: Any, tokenizer: Any, tiny_data: Dataset, moment: Moment, tmp_path: Path
 ) -> None:
     model = tiny_bert()
     encoded = encode_dataset(tiny_data.select(range(6)), tokenizer)
     batch = collate(list(encoded), tokenizer.pad_token_id)
     with frozen(model):
         view = observe(model, batch, embeddings=True, differentiable=True)
-        for objective in (GradientGuide(), GradientGuide(attribution="input-x-gradient"), PerturbationGuide(masks=2)):
-            taught = objective.teach(Teacher(model=model, tokenizer=tokenizer), batch, view)
+        for objective in (
+            GradientGuide(),
+            GradientGuide(attribution="input-x-gradient"),
+            PerturbationGuide(masks=2),
+            SelectionGuide(),
+        ):
+            prepared = objective.prepare(Teacher(model=model, tokenizer=tokenizer), encoded, tmp_path)
+            taught = objective.teach(Teacher(model=model, tokenizer=tokenizer, prepared=prepared), batch, view)
             lesson = {name: stack([np.asarray(value) for value in values]) for name, values in taught.items()}
             copies = [observe(model, copy) for copy in objective.copies(batch, lesson, moment)]
             losses = objective.learn(view, copies, batch, lesson, moment)
@@ -98,6 +105,9 @@ def test_masks_are_the_examples_own_and_of_the_size_asked_for() -> None:
     assert not keep.all(1).any()
     single = draw_masks(1, 5, 10, "leave-one-out")
     assert ((~single).sum(1) == 1).all()
+    mixed = draw_masks(1, 5, 8, "mixed")
+    assert ((~mixed[0::2]).sum(1) == 1).all()
+    assert np.array_equal(mixed[1::4], ~mixed[3::4])
     assert np.array_equal((~single[:5]).sum(0), np.ones(5))  # each word once before any comes again
 
 
@@ -117,6 +127,9 @@ def test_every_epoch_takes_the_next_masks_of_the_bank(tokenizer: Any, tiny_data:
 
 def test_outputs_distance_by_hand() -> None:
     student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 3.0]])
-    assert outputs_distance(student, teacher, "mse", 1.0).item() == pytest.approx(4.0)
+    assert outputs_distance(student, teacher, "log-odds").item() == pytest.approx(4.0)
+    assert outputs_distance(student, teacher, "log-odds", scale_B=torch.tensor([2.0])).item() == pytest.approx(1.0)
     p, q = teacher.softmax(1), student.softmax(1)
-    assert outputs_distance(student, teacher, "kl", 1.0).item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
+    assert outputs_distance(student, teacher, "kl", temperature=1.0).item() == pytest.approx(
+        (p * (p / q).log()).sum().item(), rel=1e-5
+    )

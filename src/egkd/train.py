@@ -28,22 +28,14 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from egkd.lessons import Lessons, Progress, build_lessons
-from egkd.models import Seen, observe, unwrapped
+from egkd.models import Seen, observe
 from egkd.objectives.base import Moment, Objective
 from egkd.objectives.predictions import Labels, SoftLabels, label_loss
-from egkd.text import MAX_LENGTH, Batch, collate, encode, pack
+from egkd.predict import encode_dataset
+from egkd.text import MAX_LENGTH, Batch, collate, pack
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 _COLUMNS = ["input_ids", "attention_mask", "token_type_ids", "unit_ids", "n_units", "length", "label", "labels", "idx"]
-
-
-def encode_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = MAX_LENGTH) -> Dataset:
-    """`dataset` (columns text, perhaps text_pair, label) with the columns of `text.encode` beside its own."""
-
-    def columns(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return encode(tokenizer, rows["text"], rows.get("text_pair"), max_length)
-
-    return dataset.map(columns, batched=True, desc="tokenise")
 
 
 class DistillationCollator:
@@ -255,32 +247,3 @@ class JsonlLog(TrainerCallback):
         """Write what Trainer knows."""
         if state.is_world_process_zero:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history))
-
-
-def predict_logits(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    *,
-    max_length: int = MAX_LENGTH,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """The model's logits on a data set, float32 [rows, C], in batches of similar length."""
-    encoded = dataset if "input_ids" in dataset.column_names else encode_dataset(dataset, tokenizer, max_length)
-    lengths = encoded["length"]
-    order = sorted(range(len(encoded)), key=lambda row: lengths[row])
-    device = next(unwrapped(model).parameters()).device
-    logits: list[np.ndarray] = [np.empty(0)] * len(order)
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = collate([encoded[row] for row in rows], tokenizer.pad_token_id or 0)
-            with torch.inference_mode():
-                values_BC = observe(model, {k: v.to(device) for k, v in batch.items()}).logits_BC.float().cpu().numpy()
-            for row, value in zip(rows, values_BC, strict=True):
-                logits[row] = value
-    finally:
-        model.train(was_training)
-    return np.stack(logits)

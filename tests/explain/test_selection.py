@@ -23,7 +23,7 @@ from egkd.explain.selectors import Kind, Selector, SelectorSettings, kept_count,
 from egkd.explain.sufficient import SufficientSubset
 from egkd.models import observe
 from egkd.text import SPECIAL, Batch, collate, perturb, visible_units, width
-from egkd.train import encode_dataset
+from egkd.predict import encode_dataset
 
 KINDS: tuple[Kind, ...] = ("l2x", "hard-concrete", "diffmask")
 EXPLAINERS: tuple[type[AmortisedExplainer], ...] = (L2X, HardConcrete, DiffMask)

@@ -139,7 +139,7 @@ def _written(tables: list[Table], column: str) -> list[str]:
     _refuse(tables, column, raw, missing, "a label: fill or remove the row")
     if not all(map(_NUMBER.fullmatch, written)):
         return written
-    return [str(int(float(value))) if float(value).is_integer() else value for value in written]
+    return [str(int(float(value))) if "." in value and float(value).is_integer() else value for value in written]
 
 
 def _scores(tables: list[Table], column: str, values: list[str]) -> list[float]:

@@ -18,8 +18,8 @@ from egkd.evaluate.speed import latency, parameters
 from egkd.explain.base import Explainer, Scored, score_dataset
 from egkd.explain.gradient import InputXGradient
 from egkd.explain.perturbation import Occlusion
+from egkd.predict import encode_dataset, predict_logits
 from egkd.text import MAX_LENGTH, unit_spans
-from egkd.train import encode_dataset, predict_logits
 
 REFERENCES: dict[str, Explainer] = {
     "input-x-gradient": InputXGradient(reduction="sum"),

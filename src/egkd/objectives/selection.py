@@ -6,6 +6,7 @@ Shapes: B batch, U units, C classes.
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from datasets import Dataset
 from pydantic import Field
@@ -15,7 +16,7 @@ from egkd.explain.fitting import fit_selector
 from egkd.explain.selectors import Selector, SelectorSettings
 from egkd.models import Seen, observe
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
-from egkd.objectives.perturbation import outputs_distance
+from egkd.objectives.perturbation import Distance, outputs_distance, teacher_scale
 from egkd.text import Batch, Operator, perturb, visible_units, width
 
 
@@ -44,32 +45,35 @@ class SelectionGuide(Objective):
     """What holds the rationale small while the selector is trained, see `SelectorSettings`."""
     operator: Operator = "mask"
     """What leaving words out does, see `text.perturb`."""
-    distance: Literal["kl", "mse"] = "kl"
+    distance: Distance = "log-odds"
     """How outputs are compared, see `outputs_distance`."""
     temperature: float = Field(default=2.0, gt=0)
     """Softens both predictions in `kl`."""
     seed: int = 0
     """Of the selector's training."""
 
-    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path) -> Selector:
-        """The trained selector, kept in the lesson's folder."""
+    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path) -> tuple[Selector, float]:
+        """The trained selector, kept in the lesson's folder, and the teacher's scale."""
         kept = folder / "selector"
         if kept.exists():
-            return Selector.load(kept)
-        settings = SelectorSettings(kind=self.selector, rate=self.rate)
-        selector = fit_selector(settings, teacher.model, teacher.tokenizer, dataset, seed=self.seed)
-        selector.save(kept)
-        return selector
+            selector = Selector.load(kept)
+        else:
+            settings = SelectorSettings(kind=self.selector, rate=self.rate)
+            with torch.enable_grad():
+                selector = fit_selector(settings, teacher.model, teacher.tokenizer, dataset, seed=self.seed)
+            selector.save(kept)
+        return selector, teacher_scale(teacher, dataset)
 
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
-        """The rationale (bool [U]) and what the teacher says on it and without it ([2, C])."""
-        selector: Selector = teacher.prepared
+        """The rationale (bool [U]), what the teacher says on it and without it ([2, C]), and its scale."""
+        selector, scale = teacher.prepared
         keep_BU = selector.select(teacher.model, teacher.tokenizer, batch)
         outputs = [
             observe(teacher.model, perturb(batch, part_BU, self.operator, teacher.tokenizer)).logits_BC
             for part_BU in (keep_BU, visible_units(batch["unit_ids"], width(batch)) & ~keep_BU)
         ]
-        return {"keep": cut(keep_BU, batch), "outputs": list(torch.stack(outputs, dim=1).detach().cpu())}
+        taught: Taught = {"keep": cut(keep_BU, batch), "outputs": list(torch.stack(outputs, dim=1).detach().cpu())}
+        return taught | {"scale": [np.float32(scale)] * len(keep_BU)}
 
     def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
         """The rationale alone, and the text without it."""
@@ -79,7 +83,13 @@ class SelectionGuide(Objective):
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """`distance(f_S(r), f_T(r)) + complement * distance(f_S(x without r), f_T(x without r))`."""
         parts = [
-            outputs_distance(copy.logits_BC.float(), lesson["outputs"][:, part], self.distance, self.temperature)
+            outputs_distance(
+                copy.logits_BC.float(),
+                lesson["outputs"][:, part],
+                self.distance,
+                scale_B=lesson["scale"],
+                temperature=self.temperature,
+            )
             for part, copy in enumerate(copies)
         ]
         return parts[0] + self.complement * parts[1] if len(parts) > 1 else parts[0]
