@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.spatial.distance import jensenshannon
-from scipy.stats import kendalltau, rankdata
+from scipy.special import rel_entr
+from scipy.stats import rankdata
 
 from egkd.evaluate.scores import estimate
 
@@ -33,7 +33,8 @@ def _spearman(first_U: np.ndarray, second_U: np.ndarray) -> float:
 
 
 def _kendall(first_U: np.ndarray, second_U: np.ndarray) -> float:
-    return float(kendalltau(first_U, second_U).statistic)
+    """Kendall's tau-b: the cosine of the two lists of signs that say which unit of each pair is ahead."""
+    return _cosine(*(np.sign(scores_U[:, None] - scores_U).ravel() for scores_U in (first_U, second_U)))
 
 
 def _order(scores_U: np.ndarray) -> np.ndarray:
@@ -42,24 +43,28 @@ def _order(scores_U: np.ndarray) -> np.ndarray:
 
 
 def _top(first_U: np.ndarray, second_U: np.ndarray) -> float:
+    """Share of the k = ceil(TOP n) highest units that both have in common; by chance k / n."""
     k = math.ceil(TOP * len(first_U))
     return len(set(_order(first_U)[:k]) & set(_order(second_U)[:k])) / k
 
 
 def _rank_biased_overlap(first_U: np.ndarray, second_U: np.ndarray) -> float:
-    """RBO of two full rankings, its weights normalised to sum to 1 over the finite list, so that equal ones score 1."""
-    a, b = _order(first_U), _order(second_U)
-    depth = np.arange(1, len(a) + 1)
-    overlap = [len(set(a[:d]) & set(b[:d])) / d for d in depth]
-    weight = PERSISTENCE ** (depth - 1)
-    return float(np.dot(overlap, weight) / weight.sum())
+    """RBO of two full rankings (Webber et al. 2010, eq. 4), its weights (1 - p) p^(d - 1) rescaled to sum to 1 over the depths
+    there are, so that equal rankings score 1; nothing is extrapolated beyond the last unit."""
+    # A unit is in both tops of depth d from the depth on at which the later of its two places is reached.
+    reached_U = np.maximum(np.argsort(_order(first_U)), np.argsort(_order(second_U)))
+    depth_U = np.arange(1, len(first_U) + 1)
+    overlap_U = np.cumsum(np.bincount(reached_U, minlength=len(first_U))) / depth_U
+    weight_U = PERSISTENCE ** (depth_U - 1)
+    return float(overlap_U @ weight_U / weight_U.sum())
 
 
 def _jensen_shannon(first_U: np.ndarray, second_U: np.ndarray) -> float:
     """Jensen-Shannon divergence (base 2, 0 to 1) of the normalised absolute scores; lower is closer."""
-    if not (np.abs(first_U).sum() > 0 and np.abs(second_U).sum() > 0):
-        return math.nan
-    return float(jensenshannon(np.abs(first_U), np.abs(second_U), base=2) ** 2)  # scipy gives the root
+    first_U, second_U = np.abs(first_U) / np.abs(first_U).sum(), np.abs(second_U) / np.abs(second_U).sum()
+    middle_U = (first_U + second_U) / 2
+    bits = (rel_entr(first_U, middle_U) + rel_entr(second_U, middle_U)).sum() / (2 * math.log(2))
+    return max(0.0, float(bits))  # rounding may leave equal shares a hair below 0, of which scipy's jensenshannon makes nan
 
 
 _MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -94,10 +99,18 @@ def per_example(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> di
 
 
 def agreement(
-    first: Sequence[np.ndarray], second: Sequence[np.ndarray], *, same_class: np.ndarray | None = None, seed: int = 0
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    *,
+    same_class: np.ndarray | None = None,
+    ceiling: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Mean, standard error and n of every measure: over `all` examples, over those of the `same_class` (bool [N], where
     both models predict the same), and the `floor`, with random scores in place of `second`; `n_skipped` had no order.
+
+    `ceiling` takes two explanations that differ by chance alone (two seeds of one teacher, or of one explainer) and says
+    how far these agree: more cannot be asked of a student.
     """
     random = np.random.default_rng(seed)
     noise = [np.where(np.isnan(scores), math.nan, random.standard_normal(scores.shape)) for scores in second]
@@ -105,6 +118,8 @@ def agreement(
     result: dict[str, Any] = {"all": _estimates(values), "floor": _estimates(floor)}
     if same_class is not None:
         result["same_class"] = _estimates({name: value[same_class] for name, value in values.items()})
+    if ceiling is not None:
+        result["ceiling"] = _estimates(per_example(*ceiling))
     result["n_skipped"] = int(np.isnan(values["spearman"]).sum())
     return result
 

@@ -85,6 +85,7 @@ def fidelity(
         teacher_N, student_N = teacher_NC[:, 0], student_NC[:, 0]
         correlation = Estimate(mean=_METRICS["pearson"](teacher_N, student_N), se=None, n=len(teacher_N))
         return {"correlation": correlation, "absolute_difference": estimate(np.abs(teacher_N - student_N))}
+    teacher_NC, student_NC = teacher_NC.astype(float), student_NC.astype(float)  # float32 makes a KL of 0 negative
     log_teacher_NC, log_student_NC = log_softmax(teacher_NC, axis=1), log_softmax(student_NC, axis=1)
     same_N = (teacher_NC.argmax(1) == student_NC.argmax(1)).astype(float)
     kl_N = (np.exp(log_teacher_NC) * (log_teacher_NC - log_student_NC)).sum(1)

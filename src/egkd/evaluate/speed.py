@@ -3,19 +3,35 @@
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.models import observe
+from egkd.models import frozen, observe
 from egkd.text import MAX_LENGTH, Batch
 
 
 def parameters(model: nn.Module) -> int:
     """Number of parameters, embeddings included; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_without_embeddings(model: nn.Module) -> int:
+    """The same without the tables of embeddings (words, positions, segments), which cost memory but no time."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in tables)
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Size of the weights of a saved model, all shards together. Raises ValueError for a folder without weights."""
+    # safetensors where there are any, as from_pretrained prefers them
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights:
+        raise ValueError(f"{folder} has no weights (*.safetensors or pytorch_model*.bin); save the model there first")
+    return sum(path.stat().st_size for path in weights)
 
 
 def latency(
@@ -79,17 +95,12 @@ def _batches(
 
 
 def _timed(model: nn.Module, batches: Sequence[Batch]) -> float:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            started = time.perf_counter()
-            for batch in batches:
-                logits_BC = observe(model, batch).logits_BC
-            logits_BC.cpu()  # waits for an accelerator
-            return time.perf_counter() - started
-    finally:
-        model.train(was_training)
+    with frozen(model), torch.inference_mode():
+        started = time.perf_counter()
+        for batch in batches:
+            logits_BC = observe(model, batch).logits_BC
+        logits_BC.cpu()  # waits for an accelerator
+        return time.perf_counter() - started
 
 
 def _conditions(model: nn.Module, batches: Sequence[Batch], repeats: int) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""Size and speed. No times are asserted, only that what is said about them is true."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
+
+from egkd.evaluate.speed import bytes_on_disk, latency, parameters, parameters_without_embeddings
+
+TinyBert = Callable[..., BertForSequenceClassification]
+
+
+def test_parameters_by_hand(tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = tiny_bert(layers=1, width=16)
+    norm, square = 2 * 16, 16 * 16 + 16
+    layer = 4 * square + norm + (16 * 32 + 32) + (32 * 16 + 16) + norm
+    tables = (len(tokenizer) + 64 + 2) * 16  # words, positions, segments
+    rest = norm + layer + square + 2 * 16 + 2
+    assert parameters_without_embeddings(model) == rest
+    assert parameters(model) == tables + rest
+
+
+def test_bytes_on_disk_are_those_of_the_weights(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    model = tiny_bert()
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "training_args.bin").write_bytes(b"no weights")
+    saved = bytes_on_disk(tmp_path / "whole")
+    tensors = sum(
+        value.numel() * value.element_size() for value in load_file(tmp_path / "whole" / "model.safetensors").values()
+    )
+    assert tensors < saved < tensors + 20_000  # and a header
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert bytes_on_disk(tmp_path / "sharded") == pytest.approx(saved, abs=20_000)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no weights"):
+        bytes_on_disk(tmp_path)
+
+
+def test_latency_tells_its_conditions_and_leaves_the_models_alone(
+    tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    small, large = tiny_bert(layers=1), tiny_bert(layers=2)
+    small.train()
+    small.dropout.eval()
+    modes = [module.training for module in small.modules()]
+    models = {"small": (small, tokenizer), "large": (large, tokenizer)}
+    found = latency(models, ["the film is great", "dull"], batch_sizes=(1, 4), repeats=3)
+    assert [module.training for module in small.modules()] == modes
+    assert all(parameter.requires_grad for parameter in small.parameters())
+    assert set(found) == {"small", "large"}
+    for entry in found.values():
+        assert set(entry) == {"1", "4", "conditions"}
+        assert entry["1"]["ms_per_example"] > 0
+        assert entry["conditions"] == {
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": torch.get_num_threads(),
+            "mean_tokens": 4.5,  # with [CLS] and [SEP]: 6 and 3
+            "rounds": 3,
+            "torch": torch.__version__,
+        }
