@@ -1,6 +1,7 @@
 """One run, described: YAML or flags into checked settings; all messages about bad settings. Imports no torch."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -36,8 +37,23 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "report_to": "none",
 }
-"""What `transformers.TrainingArguments` get where a run's `train` section is silent."""
+"""What `transformers.TrainingArguments` get where a run's `train` or `teach` section is silent."""
+STUDENT_LEARNING_RATE = 1e-4  # small students want more than teachers: on SST-2 one point over 5e-5, with plain distillation
 
+
+_TAGS = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's reading of words and numbers: `no` is a word and 1e-3 a number, which PyYAML takes the other way round."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAGS}bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAGS}bool", re.compile(r"^(?:[Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(f"{_TAGS}float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 _ANSWERS: dict[str, dict[str, Any]] = {"labels": {}, "soft-labels": {}}
 
@@ -71,6 +87,11 @@ class DataConfig(_Section):
     """Evaluate on a random sample of this many rows."""
     seed: int = Field(default=0, ge=0)
     """Of those samples; apart from the run's own seed, so that runs with several seeds share rows and lessons."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
@@ -134,7 +155,8 @@ class RunConfig(_Section):
     @property
     def train_arguments(self) -> dict[str, Any]:
         """The student's training arguments, over the defaults."""
-        return TRAIN_DEFAULTS | {"seed": self.seed, "data_seed": self.seed} | self.train
+        ours = {"learning_rate": STUDENT_LEARNING_RATE, "seed": self.seed, "data_seed": self.seed}
+        return TRAIN_DEFAULTS | ours | self.train
 
     @property
     def teach_arguments(self) -> dict[str, Any]:
@@ -155,7 +177,7 @@ def near(name: str, known: Sequence[str]) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file. Raises ValueError, one line."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read settings from {path}: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
@@ -177,7 +199,7 @@ def override(settings: dict[str, Any], assignments: Sequence[str]) -> dict[str, 
             place[part] = dict(inner) if isinstance(inner, Mapping) else {}
             place = place[part]
         try:
-            place[last] = yaml.safe_load(value)
+            place[last] = yaml.load(value, _Loader)  # noqa: S506 a SafeLoader
         except yaml.YAMLError:
             place[last] = value
     return settings
@@ -197,15 +219,14 @@ def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = ()) -> RunCon
 
     Raises ValueError whose message is one line: the setting, what was found, and the near miss.
     """
-    settings = dict(settings)
+    settings = {"data": {}} | dict(settings)
     others = [guide for guide in guides if guide != Guide.none]
     if others and len(others) < len(guides):
         raise ValueError(f"--guide none cannot stand beside --guide {others[0].value}; give one or the other")
-    if guides:
+    objectives = settings.get("objectives")
+    if objectives is None or isinstance(objectives, Mapping):  # else the check below complains
         chosen = _ANSWERS | {guide.value: {} for guide in others}
-        settings["objectives"] = merge(chosen, settings.get("objectives") or {})
-    elif isinstance(settings.get("objectives"), Mapping):
-        settings["objectives"] = merge(_ANSWERS, settings["objectives"])
+        settings["objectives"] = merge(chosen, objectives or {})
     return check(RunConfig, settings)
 
 
