@@ -59,6 +59,31 @@ def tapped_embeddings(model: nn.Module, replace_BTD: Tensor | None = None) -> It
         handle.remove()
 
 
+# Their classifiers read the last layer's first token and nothing else, and their layers are built like BERT's.
+_READ_FIRST_TOKEN = frozenset(
+    f"{name}ForSequenceClassification" for name in ("Bert", "Camembert", "Electra", "Roberta", "XLMRoberta")
+)
+
+
+@contextmanager
+def first_token_only(model: nn.Module) -> Iterator[None]:
+    """While open, a BERT-like classifier's last layer is computed for the first token alone, once it has attended.
+
+    The same logits and gradients for an eighth less work with six layers, a quarter with three; but nobody may ask for the
+    last hidden states. Other models are left alone.
+    """
+    own: Any = unwrapped(model)
+    if type(own).__name__ not in _READ_FIRST_TOKEN:
+        yield
+        return
+    attended = getattr(own, own.base_model_prefix).encoder.layer[-1].attention.output
+    handle = attended.register_forward_pre_hook(lambda _module, args: tuple(value_BTD[:, :1] for value_BTD in args))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def double_backward() -> Iterator[None]:
     """Kernels that can be differentiated twice: fused attention and cuDNN's recurrent layers cannot (pytorch#116350, #5261)."""

@@ -90,6 +90,31 @@ def test_integrated_gradients_add_up_to_the_rise_from_the_baseline(baseline, mod
     assert sum(gap[1]) < sum(gap[0])
 
 
+def test_every_architecture_gives_the_gradient_at_its_embeddings(any_model, rows_of, texts):
+    """By autograd alone, with nothing left out of the model and one text at a time."""
+    build, own_tokenizer = any_model
+    model = build(3)
+    rows = rows_of(own_tokenizer, texts[:4])
+    found = score_dataset(InputXGradient(), model, own_tokenizer, rows, targets=[2] * 4)
+    for row, scored in zip(rows, found, strict=True):
+        seen = observe(model, collate([row], own_tokenizer.pad_token_id), embeddings=True)
+        (gradient_BTD,) = torch.autograd.grad(log_odds(seen.logits_BC, torch.tensor([2])).sum(), seen.embeddings_BTD)
+        tokens_T = (seen.embeddings_BTD * gradient_BTD).sum(-1)[0].detach()
+        torch.testing.assert_close(scored.scores_U, by_words(tokens_T, row), atol=2e-5, rtol=1e-3)
+
+
+def test_what_the_classifier_does_not_read_is_not_computed(model, tokenizer, cases):
+    widths = []
+    hook = model.bert.encoder.layer[-1].register_forward_hook(lambda _module, _inputs, output: widths.append(output.shape[1]))
+    try:
+        scores(InputXGradient(), model, tokenizer, cases)
+        model(cases[0][1]["input_ids"])
+    finally:
+        hook.remove()
+    assert widths[:-1] == [1] * len(widths[:-1])
+    assert widths[-1] == cases[0][0]["length"]  # and afterwards it is again
+
+
 def test_saliency_is_captum_s(model, tokenizer, cases):
     for reduction in ("l1", "norm"):
         for (row, batch, target), scored in zip(

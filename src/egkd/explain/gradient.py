@@ -15,8 +15,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted, take
-from egkd.models import Seen, log_odds, observe
+from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, cut_to, predicted, take
+from egkd.models import Seen, first_token_only, log_odds, observe
 from egkd.text import SPECIAL, Batch, perturb, pool_units, visible_units, width
 
 Reduction = Literal["sum", "norm", "l1"]
@@ -48,7 +48,7 @@ def gradient_at_embeddings(
 
     Examples do not interact, so the gradient of the batch's sum holds everyone's own.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), first_token_only(model):
         point_BTD = None if embeddings_BTD is None else embeddings_BTD.detach().requires_grad_(True)
         seen = observe(model, batch, embeddings=True, replace_BTD=point_BTD)
         target_B = predicted(seen.logits_BC, target_B)
@@ -207,12 +207,15 @@ class IntegratedGradients(GradientExplainer):
         """The weighted mean of the gradient over the path's points, as many at a time as the budget allows."""
         where_S, weight_S = self._quadrature(base_BTD)
         total_BTD = torch.zeros_like(base_BTD)
+        length_B = batch["attention_mask"].sum(1)
         points_P = torch.arange(len(base_BTD) * self.steps, device=base_BTD.device)
         for part_P in points_P.split(max(1, token_budget // base_BTD.shape[1])):
             row_P, step_P = part_P // self.steps, part_P % self.steps
-            point_PTD = torch.addcmul(base_BTD[row_P], path_BTD[row_P], where_S[step_P, None, None])
-            _, gradient_PTD, _ = gradient_at_embeddings(model, take(batch, row_P), target_B[row_P], point_PTD)
-            total_BTD.index_add_(0, row_P, gradient_PTD * weight_S[step_P, None, None])
+            longest = int(length_B[row_P].max())
+            point_PTD = torch.addcmul(base_BTD[row_P], path_BTD[row_P], where_S[step_P, None, None])[:, :longest]
+            copies = cut_to(take(batch, row_P), longest)
+            _, gradient_PTD, _ = gradient_at_embeddings(model, copies, target_B[row_P], point_PTD)
+            total_BTD[:, :longest].index_add_(0, row_P, gradient_PTD * weight_S[step_P, None, None])
         return total_BTD
 
     def _quadrature(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,8 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted, take
-from egkd.models import log_odds, observe, unwrapped
+from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, cut_to, length_batches, predicted, take
+from egkd.models import first_token_only, log_odds, observe, unwrapped
 from egkd.text import Batch, Operator, perturb, pool_units, visible_units, width
 
 BLOCK = 256  # coalitions of one text asked for at a time: enough to be packed well, little enough to hold
@@ -122,14 +122,12 @@ class Game:
         length_P = self.length_B[row_P]
         if self.drops or self.operator == "delete":
             length_P = length_P - (self.tokens_BU[row_P] * ~keep_PU).sum(1)
-        length_P, order_P = length_P.sort(descending=True, stable=True)
-        lengths, start = length_P.tolist(), 0
+        lengths = length_P.tolist()
         values_P = torch.empty(len(row_P), device=row_P.device)
-        while start < len(lengths):
-            part_P = order_P[start : start + max(1, self.token_budget // max(1, lengths[start]))]
-            logits_PC = self._logits(row_P[part_P], keep_PU[part_P], lengths[start])
+        for part in length_batches(lengths, self.token_budget):
+            part_P = torch.tensor(part, device=row_P.device)
+            logits_PC = self._logits(row_P[part_P], keep_PU[part_P], lengths[part[0]])
             values_P[part_P] = log_odds(logits_PC.float(), self.target_B[row_P[part_P]])
-            start += len(part_P)
         return values_P.double().cpu().numpy()
 
     def _logits(self, row_P: Tensor, keep_PU: Tensor, longest: int) -> Tensor:
@@ -137,10 +135,12 @@ class Game:
         if self.drops:  # the embeddings of the tokens that stay, each with its old place in it
             assert self.embeddings_BTD is not None
             places_PT = copies.pop("position_ids")
-            return observe(self.model, copies, replace_BTD=self.embeddings_BTD[row_P[:, None], places_PT]).logits_BC
-        # none of these examples needs the padding of the whole batch
-        copies = {name: value[:, :longest] if value.dim() == 2 else value for name, value in copies.items()}
-        return observe(self.model, copies).logits_BC
+            kept_PTD = self.embeddings_BTD[row_P[:, None], places_PT]
+        else:
+            kept_PTD = None
+            copies = cut_to(copies, longest)
+        with first_token_only(self.model):
+            return observe(self.model, copies, replace_BTD=kept_PTD).logits_BC
 
 
 def _play_together(plays: Mapping[int, Play], game: Game) -> dict[int, Estimate]:

@@ -65,8 +65,9 @@ class Lime(PerturbationExplainer):
 
     min_w sum_z pi(z) (f(z) - w0 - w·z)² + ridge |w|², over the text itself and n_samples - 1 coalitions z that lack a
     uniform number of words, 1 to N, with pi(z) = exp(-d² / (2 kernel_width²)), d = 100 (1 - sqrt(|z| / N)), a hundred
-    times the cosine distance: the lime package's text explainer without feature selection. Standard errors by jackknife;
-    the diagnostic "r2" is the weighted share of variance that the linear model explains.
+    times the cosine distance: the lime package's text explainer without feature selection. Numbers of missing words are
+    spread evenly and every order of removal is used from both ends, which makes the error smaller. Standard errors by
+    jackknife; the diagnostic "r2" is the weighted share of variance that the linear model explains.
     """
 
     name: ClassVar[str] = "lime"
@@ -88,8 +89,7 @@ class Lime(PerturbationExplainer):
         moments.add_fixed(np.append(np.ones(n_players + 1), full)[None], np.ones(1))
         left = self.n_samples - 1
         while left > 0:
-            removed_P = rng.integers(1, n_players + 1, min(BLOCK, left))
-            keep_PN = _random_ranks(rng, len(removed_P), n_players) >= removed_P[:, None]
+            keep_PN = _short_of_some(rng, min(BLOCK, left), n_players)
             values_P = yield keep_PN
             distance_P = 100 * (1 - np.sqrt(keep_PN.mean(1)))
             weight_P = np.exp(-(distance_P**2) / (2 * self.kernel_width**2))
@@ -161,6 +161,15 @@ class KernelShap(PerturbationExplainer):
             scores_N=share + _constrained(moments.total_MM),
             error_N=moments.jackknife(_constrained),
         )
+
+
+def _short_of_some(rng: np.random.Generator, count: int, n_players: int) -> Masks:
+    """Coalitions that lack 1 to N players, each number as often, in pairs that lack the two ends of one order."""
+    half = (count + 1) // 2
+    missing_P = 1 + (np.arange(half) + rng.random()) * n_players // half
+    rank_PN = _random_ranks(rng, half, n_players)
+    pairs = np.stack([rank_PN, n_players - 1 - rank_PN], axis=1) >= missing_P[:, None, None]
+    return pairs.reshape(-1, n_players)[:count]
 
 
 def _plan(n_players: int, n_samples: int) -> tuple[list[int], Floats, int]:
