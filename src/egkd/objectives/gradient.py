@@ -59,7 +59,7 @@ class GradientGuide(Objective):
     needs_embeddings: ClassVar[bool] = True
     taught_settings: ClassVar[tuple[str, ...]] = ("attribution",)
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=0.5, ge=0)
     """Factor of this objective's loss in the sum."""
     attribution: Literal["input-x-gradient-norm", "saliency-norm", "input-x-gradient"] = "input-x-gradient-norm"
     """What is matched: unsigned norms, or the signed sum."""

@@ -109,7 +109,7 @@ class PerturbationGuide(Objective):
 
     weight: float = Field(default=3.0, ge=0)
     """Factor of this objective's loss in the sum."""
-    masks: int = Field(default=6, ge=1)
+    masks: int = Field(default=4, ge=1)
     """Masks in each example's bank."""
     masks_per_step: int = Field(default=2, ge=1)
     """Masks the student sees of each example per epoch."""
