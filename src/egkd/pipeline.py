@@ -7,7 +7,7 @@ for it again.
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,34 @@ from datasets import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from egkd.config import DataConfig, RunConfig, check, near
+from egkd.checks import check_length, objectives_of, rehearse, training_arguments
+from egkd.config import DataConfig, RunConfig
 from egkd.data import Task, TaskData
 from egkd.data.bundled import load_movie_reviews
 from egkd.data.files import load_files
 from egkd.data.glue import load_glue
 from egkd.evaluate.compare import Classifier, compare
 from egkd.evaluate.scores import task_scores
-from egkd.objectives import OBJECTIVES, Labels, Objective
+from egkd.objectives import Labels, Objective
 from egkd.report.page import write_report
-from egkd.runs import claim, environment, read_json, save_model, weight_bytes, write_json
-from egkd.students import build_student, check_student, label_order, load_classifier, load_encoder, load_tokenizer
+from egkd.runs import (
+    check_free,
+    check_writable,
+    claim,
+    describe_environment,
+    read_json,
+    save_model,
+    weight_bytes,
+    write_json,
+)
+from egkd.students import (
+    build_student,
+    check_student,
+    label_order,
+    load_classifier,
+    load_encoder,
+    load_tokenizer,
+)
 from egkd.train import DistillationTrainer, JsonlLog, check_compatible
 
 Tell = Callable[[str], None]
@@ -57,28 +74,6 @@ def load_data(config: DataConfig) -> TaskData:
     )
 
 
-def objectives_of(config: RunConfig) -> list[Objective]:
-    """The objectives that the settings name. Raises ValueError for unknown ones or wrong settings."""
-    unknown = [name for name in config.objectives if name not in OBJECTIVES]
-    if unknown:
-        raise ValueError(f"unknown objective {unknown[0]!r}; {near(unknown[0], list(OBJECTIVES))}")
-    return [check(OBJECTIVES[name], settings, f"objectives.{name}") for name, settings in config.objectives.items()]
-
-
-def training_arguments(settings: Mapping[str, Any], output_dir: Path, section: str) -> TrainingArguments:
-    """`TrainingArguments` from settings. Raises ValueError for unknown ones, with the near miss."""
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ValueError(f"unknown setting '{section}.{unknown[0]}'; {near(unknown[0], known)}")
-    if "output_dir" in settings:
-        raise ValueError(f"{section}.output_dir is the run folder's own; use --out")
-    try:
-        return TrainingArguments(output_dir=str(output_dir), **settings)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"{section}: {' '.join(str(error).split())}") from None
-
-
 def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progress | None = None) -> Path:
     """The whole run that `config` describes, in folder `out`; returns the path of its report.
 
@@ -87,7 +82,9 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     objectives = objectives_of(config)
     arguments = training_arguments(config.train_arguments, out / "checkpoints", "train")
     training_arguments(config.teach_arguments, out / "checkpoints", "teach")
-    check_compatible(objectives, arguments, has_teacher=True)
+    check_compatible([objective for objective in objectives if objective.weight > 0], arguments, has_teacher=True)
+    check_free(out, config)
+    check_writable(config.lessons or out.parent / "lessons", "--lessons")
     source = config.teacher or config.teacher_init
     assert source is not None
     check_student(config.student, source, trust_remote_code=config.trust_remote_code)
@@ -96,9 +93,8 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         tell(note)
     if config.teacher:
         data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
-    if claim(out, config):
-        tell(f"{out} holds this run already; what is done is kept")
-    write_json(out / "environment.json", environment(config.seed))
+    rehearse(config, source, objectives, data.task)
+    _claimed(config, out, tell)
     teacher = config.teacher or str(_taught(config, data, out / "teacher", tell))
     _learned(config, objectives, arguments, teacher, data, out, tell, progress)
     _compared(config, objectives, teacher, data, out, tell, progress)
@@ -106,15 +102,27 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
 
 
 def teach(config: RunConfig, out: Path, *, tell: Tell = quiet) -> Path:
-    """Fine-tune `config.teacher_init` into `out/teacher`; returns that folder."""
+    """Fine-tune `config.teacher_init` into `out/teacher`; returns that folder.
+
+    Raises ValueError for settings that cannot work, before any long work, and leaves what is there untouched.
+    """
+    if config.teacher_init is None:
+        raise ValueError(f"found teacher {config.teacher}, expected teacher_init: the encoder to fine-tune (--init)")
     training_arguments(config.teach_arguments, out, "teach")
+    check_free(out, config)
     data = load_data(config.data)
     for note in data.notes:
         tell(note)
+    load_encoder(config.teacher_init, data.task, trust_remote_code=config.trust_remote_code)
+    check_length(config, config.teacher_init)
+    _claimed(config, out, tell)
+    return _taught(config, data, out / "teacher", tell)
+
+
+def _claimed(config: RunConfig, out: Path, tell: Tell) -> None:
     if claim(out, config):
         tell(f"{out} holds this run already; what is done is kept")
-    write_json(out / "environment.json", environment(config.seed))
-    return _taught(config, data, out / "teacher", tell)
+    describe_environment(out, config.seed)
 
 
 def _in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> TaskData:
@@ -147,6 +155,9 @@ def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, fl
 def _fit(trainer: DistillationTrainer, checkpoints: Path) -> None:
     """Train, from the last whole checkpoint if there is one."""
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    while last and not (Path(last) / "trainer_state.json").is_file():  # written last: this one was cut off
+        shutil.rmtree(last)
+        last = get_last_checkpoint(str(checkpoints))
     trainer.train(resume_from_checkpoint=last)
 
 
@@ -232,12 +243,21 @@ def _compared(
     if (out / "metrics.json").exists():
         return
     tell("comparing teacher and student")
-    models = {
-        role: load_classifier(source, data.task) for role, source in (("teacher", teacher), ("student", str(out / "student")))
+    trust = config.trust_remote_code
+    who = {
+        role: Classifier(
+            name=name,
+            model=load_classifier(source, data.task, trust_remote_code=trust),
+            tokenizer=load_tokenizer(source, trust_remote_code=trust),
+        )
+        for role, name, source in (
+            ("teacher", config.teacher_init or teacher, teacher),
+            ("student", config.student, str(out / "student")),
+        )
     }
     found = compare(
-        Classifier(name=config.teacher_init or teacher, model=models["teacher"], tokenizer=load_tokenizer(teacher)),
-        Classifier(name=config.student, model=models["student"], tokenizer=load_tokenizer(str(out / "student"))),
+        who["teacher"],
+        who["student"],
         data.task,
         data.evals,
         explained=config.evaluate.explained,

@@ -15,9 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from egkd.config import RunConfig
+from egkd.config import RunConfig, read_yaml
 
 _PACKAGES = ("egkd", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scipy", "scikit-learn")
 
@@ -27,22 +25,40 @@ def claim(folder: Path, config: RunConfig) -> bool:
 
     Raises ValueError where it holds another run or other files, or cannot be written.
     """
+    if check_free(folder, config):
+        return True
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", config.to_yaml())
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}; name another --out") from None
+    return False
+
+
+def check_free(folder: Path, config: RunConfig) -> bool:
+    """Whether `folder` holds this very run, to be resumed; writes nothing.
+
+    Raises ValueError where it holds another run or other files, or could not be made.
+    """
     settings = folder / "config.yaml"
     if settings.exists():
-        found = yaml.safe_load(settings.read_text(encoding="utf-8"))
-        ours = config.model_dump(mode="json")
+        found, ours = read_yaml(settings), config.model_dump(mode="json")
         if found != ours:
-            changed = sorted(name for name in {*(found or {}), *ours} if (found or {}).get(name) != ours.get(name))
+            changed = sorted(name for name in {*found, *ours} if found.get(name) != ours.get(name))
             raise ValueError(f"{folder} holds another run ({', '.join(changed)} differ); name another --out, or delete it")
         return True
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder and holds no run; name another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(settings, config.to_yaml())
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror or error}; name another --out") from None
+    check_writable(folder, "--out")
     return False
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuse a folder that could not be made or written to; writes nothing. Raises ValueError."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise ValueError(f"cannot write to {folder}: {there} {problem}; name another {flag}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,9 +97,17 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     unfinished.replace(folder)
 
 
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the weight files in a model folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def weight_bytes(folder: Path) -> int | None:
+    """Bytes of the weight files in a model folder; None where there are none (a model from the hub)."""
+    folder = folder.expanduser()
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    return sum(path.stat().st_size for path in files) or None
+
+
+def describe_environment(folder: Path, seed: int) -> None:
+    """Write `environment.json`, once: a finished run keeps the versions that made it."""
+    if not (folder / "environment.json").exists():
+        write_json(folder / "environment.json", environment(seed))
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -55,14 +55,18 @@ def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     if task.kind == "regression" or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return list(range(len(names)))
-    ours = {name.casefold(): index for index, name in enumerate(task.label_names)}
-    unknown = [name for name in names if name.casefold() not in ours]
+    fold = str if set(names) == set(task.label_names) else str.casefold
+    ours = {fold(name): index for index, name in enumerate(task.label_names)}
+    unknown = [name for name in names if fold(name) not in ours]
     if unknown:
         raise ValueError(
             f"{source} knows the labels {', '.join(names)}, the data has {', '.join(task.label_names)}; "
             f"rename {unknown[0]!r} or use another teacher"
         )
-    return [ours[name.casefold()] for name in names]
+    order = [ours[fold(name)] for name in names]
+    if len(set(order)) < task.num_labels:
+        raise ValueError(f"{source} knows the labels {', '.join(names)}, of which two are one; give each a name of its own")
+    return order
 
 
 def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -110,7 +114,10 @@ def build_student(
 def check_student(spec: str, teacher: str, *, trust_remote_code: bool = False) -> None:
     """Refuse a student that cannot be built, by reading configs only. Raises ValueError."""
     if spec.startswith(LAYERS):
-        parse_layers(spec, _loaded(AutoConfig, teacher, trust_remote_code=trust_remote_code).num_hidden_layers)
+        depth = getattr(_loaded(AutoConfig, teacher, trust_remote_code=trust_remote_code), "num_hidden_layers", None)
+        if depth is None:
+            raise ValueError(f"{teacher} has no layers to choose from; name a student by its path")
+        parse_layers(spec, depth)
     else:
         _loaded(AutoConfig, spec, trust_remote_code=trust_remote_code)
 
@@ -144,21 +151,25 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     Raises ValueError for architectures whose layers are not separate modules (ALBERT shares one).
     """
     depth = model.config.num_hidden_layers
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == depth and depth > 1:
-                kept = nn.ModuleList([child[index] for index in layers])
-                for index, module in enumerate(kept):
-                    for part in module.modules():
-                        if hasattr(part, "layer_idx"):
-                            part.layer_idx = index  # type: ignore[assignment]
-                setattr(parent, name, kept)
-                kinds = getattr(model.config, "layer_types", None)
-                if kinds is not None:
-                    model.config.layer_types = [kinds[index] for index in layers]
-                model.config.num_hidden_layers = len(layers)
-                return
-    raise ValueError(f"{type(model).__name__} has no list of {depth} layers to choose from; name another student by its path")
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if len(found) != 1:  # with two lists (XLM, BART) nobody knows what belongs together
+        raise ValueError(f"{type(model).__name__} has no one list of {depth} layers to choose from; name a student by its path")
+    ((parent, name, child),) = found
+    kept = nn.ModuleList([child[index] for index in layers])
+    for index, module in enumerate(kept):
+        for part in module.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = index  # type: ignore[assignment]
+    setattr(parent, name, kept)
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds is not None:
+        model.config.layer_types = [kinds[index] for index in layers]
+    model.config.num_hidden_layers = len(layers)
 
 
 def _loaded(kind: Any, source: str, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -21,18 +22,34 @@ for verb in (demo, distill, teach):
     app.command()(verb)
 
 
+_INTERRUPTED = 130
+_UsageError: Any = typer.BadParameter.__base__  # typer may carry a click of its own and names this class nowhere
+
+
 def main() -> None:
     """Run the command line; a bad input is one line and exit code 2, an interruption says how to go on."""
     try:
-        app()
-    except ValueError as error:
+        code = app(standalone_mode=False) or 0
+    except _UsageError as error:
+        if "\n" in error.format_message():  # no verb was named, and this is the help
+            error.show()
+            code = error.exit_code
+        else:
+            code = _refused(error.format_message())
+    except (ValueError, OSError) as error:
         if os.environ.get("EGKD_DEBUG"):
             raise
-        print(f"egkd: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        code = _refused(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
         print("\negkd: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code)
+
+
+def _refused(message: str) -> int:
+    print(f"egkd: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -61,4 +61,5 @@ def settings_of(file: Path | None, flags: dict[str, Any], assignments: list[str]
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     given = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
-    return {name: value for name, value in given.items() if value not in (None, False, {})}
+    # 0 is a value like others, but equals False
+    return {name: value for name, value in given.items() if value is not None and value is not False and value != {}}

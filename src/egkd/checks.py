@@ -1,0 +1,77 @@
+"""Everything that is refused before any long work: wrong settings, and models that could not be used at the end.
+
+Nothing here writes a file.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from egkd.config import RunConfig, check, near
+from egkd.data import Task
+from egkd.objectives import OBJECTIVES, Objective
+from egkd.students import LAYERS, build_student, load_encoder, load_tokenizer
+
+
+def objectives_of(config: RunConfig) -> list[Objective]:
+    """The objectives that the settings name. Raises ValueError for unknown ones or wrong settings."""
+    unknown = [name for name in config.objectives if name not in OBJECTIVES]
+    if unknown:
+        raise ValueError(f"unknown objective {unknown[0]!r}; {near(unknown[0], list(OBJECTIVES))}")
+    return [check(OBJECTIVES[name], settings, f"objectives.{name}") for name, settings in config.objectives.items()]
+
+
+def training_arguments(settings: Mapping[str, Any], output_dir: Path, section: str) -> TrainingArguments:
+    """`TrainingArguments` from settings. Raises ValueError for unknown ones, with the near miss."""
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"unknown setting '{section}.{unknown[0]}'; {near(unknown[0], known)}")
+    if "output_dir" in settings:
+        raise ValueError(f"{section}.output_dir is the run folder's own; use --out")
+    checked = {name: _of_type(name, value, section) for name, value in settings.items()}
+    try:
+        return TrainingArguments(output_dir=str(output_dir), **checked)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"{section}: {' '.join(str(error).split())}") from None
+
+
+@cache
+def _training_types() -> dict[str, Any]:
+    return get_type_hints(TrainingArguments)
+
+
+def _of_type(name: str, value: Any, section: str) -> Any:
+    """One setting as `TrainingArguments` declares it, which takes whatever comes and fails much later."""
+    try:
+        return TypeAdapter(_training_types()[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{section}.{name}: {error.errors()[0]['msg']}, found {value!r}") from None
+
+
+def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], task: Task) -> None:
+    """Load and build all that training will need, so that nothing can fail after hours. Raises ValueError."""
+    trust = config.trust_remote_code
+    if config.teacher_init:
+        load_encoder(source, task, trust_remote_code=trust)
+    build_student(config.student, source, task, seed=config.seed, trust_remote_code=trust)
+    for model in dict.fromkeys((source, source if config.student.startswith(LAYERS) else config.student)):
+        tokenizer = check_length(config, model)
+        for objective in objectives:
+            if getattr(objective, "operator", None) == "mask" and tokenizer.mask_token_id is None and objective.weight > 0:
+                name = f"objectives.{objective.name}.operator"
+                raise ValueError(f"{name} is 'mask', the tokenizer of {model} has no mask token; set it to delete or attention")
+
+
+def check_length(config: RunConfig, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that can read `max_length` tokens. Raises ValueError for one that cannot."""
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    if config.max_length > tokenizer.model_max_length:
+        most = tokenizer.model_max_length
+        raise ValueError(f"max_length is {config.max_length}, {source} reads {most} tokens at most; use --max-length {most}")
+    return tokenizer
