@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from egkd import pipeline
+from egkd.checks import objectives_of, training_arguments
 from egkd.config import RunConfig, resolve
 from egkd.runs import read_json, write_json, write_text
 from egkd.students import build_student, load_classifier, load_tokenizer
@@ -92,9 +93,9 @@ def time_steps(options: argparse.Namespace, teacher: str, *, steps: int = 40, ro
                 settings = config.train_arguments | {"max_steps": steps, "seed": round_, "data_seed": round_}
                 trainer = DistillationTrainer(
                     model,
-                    pipeline.training_arguments(settings, Path(folder), "train"),
+                    training_arguments(settings, Path(folder), "train"),
                     teacher=load_classifier(teacher, data.task),
-                    objectives=pipeline.objectives_of(config),
+                    objectives=objectives_of(config),
                     train_dataset=data.train,
                     processing_class=tokenizer,
                     teacher_processing_class=load_tokenizer(teacher),
@@ -138,11 +139,11 @@ def main() -> None:
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--teacher", help="an already fine-tuned teacher, instead of --teacher-init")
     parser.add_argument("--teacher-init")
-    parser.add_argument("--teacher-limit", type=int, default=12000)
+    parser.add_argument("--teacher-limit", type=int, default=8000)
     parser.add_argument("--teacher-epochs", type=float, default=2)
     parser.add_argument("--student", required=True)
-    parser.add_argument("--train-limit", type=int, default=8000)
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--train-limit", type=int, default=5000)
+    parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--no-timing", action="store_true")
