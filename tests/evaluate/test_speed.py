@@ -1,10 +1,12 @@
 """Size and speed. No times are asserted, only that what is said about them is true."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
@@ -37,9 +39,18 @@ def test_bytes_on_disk_are_those_of_the_weights(tiny_bert: TinyBert, tmp_path: P
     assert bytes_on_disk(tmp_path / "sharded") == pytest.approx(saved, abs=20_000)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no weights"):
-        bytes_on_disk(tmp_path)
+def test_bytes_of_a_hub_id_are_those_in_the_cache(tiny_bert: TinyBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "models--someone--tiny" / "snapshots" / "abc"
+    tiny_bert().save_pretrained(cached)
+    (tmp_path / "models--someone--tiny" / "refs").mkdir()
+    (tmp_path / "models--someone--tiny" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("egkd.evaluate.speed.try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=tmp_path))
+    assert bytes_on_disk("someone/tiny") == (cached / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("source", ["", "nowhere", "someone/nothing"])
+def test_what_has_no_weights_has_no_size(source: str, tmp_path: Path) -> None:
+    assert bytes_on_disk(source if source.startswith("someone") else tmp_path / source) is None
 
 
 def test_latency_tells_its_conditions_and_leaves_the_models_alone(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from egkd.data import Task
 from egkd.evaluate.agreement import agreement, per_example
 from egkd.evaluate.scores import fidelity, task_scores
-from egkd.evaluate.speed import latency, parameters
+from egkd.evaluate.speed import bytes_on_disk, latency, parameters, parameters_without_embeddings
 from egkd.explain.base import Explainer, Scored, score_dataset
 from egkd.explain.gradient import InputXGradient
 from egkd.explain.perturbation import Occlusion
@@ -103,6 +103,8 @@ def compare(
                 name: task_scores(task, values_NC, np.asarray(evals[name]["label"])) for name, values_NC in logits[role].items()
             },
             "parameters": parameters(who.model),
+            "parameters_without_embeddings": parameters_without_embeddings(who.model),
+            "bytes": bytes_on_disk(who.model.name_or_path) if who.model.name_or_path else None,
             "latency": speed[role],
         }
         for role, who in (("teacher", teacher), ("student", student))

@@ -3,10 +3,13 @@
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -25,13 +28,16 @@ def parameters_without_embeddings(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in tables)
 
 
-def bytes_on_disk(folder: Path) -> int:
-    """Size of the weights of a saved model, all shards together. Raises ValueError for a folder without weights."""
+def bytes_on_disk(source: str | Path) -> int | None:
+    """Size of the weights of a saved model, all shards together; of a hub id, those in the local cache; None without any."""
+    folder = Path(source)
+    if not folder.is_dir():
+        with suppress(HFValidationError):  # a path, then
+            cached = try_to_load_from_cache(str(source), "config.json")
+            folder = Path(cached).parent if isinstance(cached, str) else folder
     # safetensors where there are any, as from_pretrained prefers them
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not weights:
-        raise ValueError(f"{folder} has no weights (*.safetensors or pytorch_model*.bin); save the model there first")
-    return sum(path.stat().st_size for path in weights)
+    return sum(path.stat().st_size for path in weights) or None
 
 
 def latency(
