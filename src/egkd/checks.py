@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
@@ -34,9 +35,10 @@ def training_arguments(settings: Mapping[str, Any], output_dir: Path, section: s
         raise ValueError(f"unknown setting '{section}.{unknown[0]}'; {near(unknown[0], known)}")
     if "output_dir" in settings:
         raise ValueError(f"{section}.output_dir is the run folder's own; use --out")
+    pinned = {"dataloader_pin_memory": torch.accelerator.is_available()}  # without an accelerator it only warns
     checked = {name: _of_type(name, value, section) for name, value in settings.items()}
     try:
-        return TrainingArguments(output_dir=str(output_dir), **checked)
+        return TrainingArguments(output_dir=str(output_dir), **(pinned | checked))
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(f"{section}: {' '.join(str(error).split())}") from None
 

@@ -100,8 +100,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 def weight_bytes(folder: Path) -> int | None:
     """Bytes of the weight files in a model folder; None where there are none (a model from the hub)."""
     folder = folder.expanduser()
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    return sum(path.stat().st_size for path in files) or None
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
 
 
 def describe_environment(folder: Path, seed: int) -> None:

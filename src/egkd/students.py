@@ -26,8 +26,8 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     return tokenizer
 
 
-def load_classifier(source: str, task: Task, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A fine-tuned classifier or regressor for `task` in float32, in evaluation mode.
+def load_classifier(source: str, task: Task | None = None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A fine-tuned classifier or regressor in float32, in evaluation mode; for `task`, or for whatever it was trained for.
 
     Raises ValueError where weights are broken, its head was never trained, or its labels cannot be the task's.
     """
@@ -35,13 +35,14 @@ def load_classifier(source: str, task: Task, *, trust_remote_code: bool = False)
         AutoModelForSequenceClassification,
         source,
         dtype=torch.float32,
+        use_safetensors=True,  # nothing is ever unpickled
         output_loading_info=True,
         trust_remote_code=trust_remote_code,
     )
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"{source} is not fine-tuned: it lacks {names}; fine-tune it first with --teacher-init {source}")
-    if model.config.num_labels != task.num_labels:
+        raise ValueError(f"{source} is not fine-tuned: it lacks {names}; fine-tune it first: egkd teach --init {source}")
+    if task is not None and model.config.num_labels != task.num_labels:
         wanted = f"{task.num_labels} ({', '.join(task.label_names)})" if task.label_names else "1 (regression)"
         raise ValueError(f"{source} predicts {model.config.num_labels} labels, the data needs {wanted}; use another teacher")
     return model.eval()
@@ -77,6 +78,7 @@ def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: b
             AutoModelForSequenceClassification,
             source,
             dtype=torch.float32,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,
             trust_remote_code=trust_remote_code,
             **label_settings(task),

@@ -146,7 +146,9 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, Lessons]:
         if isinstance(teacher, str | Path):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(teacher)
-            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32)
+            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+                teacher, dtype=torch.float32, use_safetensors=True
+            )
         else:
             model = teacher
         assert tokenizer is not None
