@@ -8,7 +8,7 @@ A build that was killed goes on after its last whole shard.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from egkd.models import frozen, observe
-from egkd.objectives.base import Lesson, Objective, Teacher
+from egkd.objectives.base import Lesson, Objective, Progress, Teacher
 from egkd.text import UNIT_RULE, collate
 
 FORMAT = 1  # of a store on disk
 SHARD_ROWS = 4096
-Progress = Callable[[int, int], None]
-"""Called with examples done and examples in all."""
 
 
 class StaleLessons(ValueError):
@@ -175,7 +173,7 @@ def build_lessons(
         missing = [name for name in wanted if not (folders[name] / "manifest.json").exists()]
         if missing:
             with frozen(teacher):
-                jobs = [_prepare(wanted[n], keys[n], folders[n], teacher, tokenizer, dataset) for n in missing]
+                jobs = [_prepare(wanted[n], keys[n], folders[n], teacher, tokenizer, dataset, progress) for n in missing]
                 _teach_all(jobs, dataset, batch_size, progress)
     return {name: Lessons(folders[name], keys[name]) for name in wanted}
 
@@ -187,10 +185,11 @@ def _prepare(
     teacher: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
+    progress: Progress | None,
 ) -> _Job:
     folder.mkdir(parents=True, exist_ok=True)
     plain = Teacher(model=teacher, tokenizer=tokenizer)
-    prepared = replace(plain, prepared=objective.prepare(plain, dataset, folder))
+    prepared = replace(plain, prepared=objective.prepare(plain, dataset, folder, progress))
     return _Job(objective=objective, key=key, folder=folder, teacher=prepared)
 
 

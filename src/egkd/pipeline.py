@@ -8,12 +8,13 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from egkd.checks import check_length, objectives_of, rehearse, training_arguments
@@ -44,7 +45,7 @@ from egkd.students import (
     load_encoder,
     load_tokenizer,
 )
-from egkd.train import DistillationTrainer, JsonlLog, check_compatible
+from egkd.train import DistillationTrainer, JsonlLog, TellProgress, check_compatible
 
 Tell = Callable[[str], None]
 """Called with one line for the user."""
@@ -95,13 +96,13 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
     rehearse(config, source, objectives, data.task)
     _claimed(config, out, tell)
-    teacher = config.teacher or str(_taught(config, data, out / "teacher", tell))
+    teacher = config.teacher or str(_taught(config, data, out / "teacher", tell, progress))
     _learned(config, objectives, arguments, teacher, data, out, tell, progress)
     _compared(config, objectives, teacher, data, out, tell, progress)
     return write_report([out], out / "report.html")
 
 
-def teach(config: RunConfig, out: Path, *, tell: Tell = quiet) -> Path:
+def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progress | None = None) -> Path:
     """Fine-tune `config.teacher_init` into `out/teacher`; returns that folder.
 
     Raises ValueError for settings that cannot work, before any long work, and leaves what is there untouched.
@@ -116,7 +117,7 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet) -> Path:
     load_encoder(config.teacher_init, data.task, trust_remote_code=config.trust_remote_code)
     check_length(config, config.teacher_init)
     _claimed(config, out, tell)
-    return _taught(config, data, out / "teacher", tell)
+    return _taught(config, data, out / "teacher", tell, progress)
 
 
 def _claimed(config: RunConfig, out: Path, tell: Tell) -> None:
@@ -152,8 +153,12 @@ def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, fl
     return compute
 
 
-def _fit(trainer: DistillationTrainer, checkpoints: Path) -> None:
+def _fit(trainer: DistillationTrainer, checkpoints: Path, progress: Progress | None) -> None:
     """Train, from the last whole checkpoint if there is one."""
+    if progress is not None:  # one kind of bar, not two
+        for theirs in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(theirs)
+        trainer.add_callback(TellProgress(partial(progress, "train")))
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     while last and not (Path(last) / "trainer_state.json").is_file():  # written last: this one was cut off
         shutil.rmtree(last)
@@ -161,7 +166,7 @@ def _fit(trainer: DistillationTrainer, checkpoints: Path) -> None:
     trainer.train(resume_from_checkpoint=last)
 
 
-def _taught(config: RunConfig, data: TaskData, folder: Path, tell: Tell) -> Path:
+def _taught(config: RunConfig, data: TaskData, folder: Path, tell: Tell, progress: Progress | None) -> Path:
     if (folder / "config.json").exists():
         return folder
     assert config.teacher_init is not None
@@ -179,7 +184,7 @@ def _taught(config: RunConfig, data: TaskData, folder: Path, tell: Tell) -> Path
         compute_metrics=_metrics(data.task),
         callbacks=[JsonlLog(folder.with_name("teacher-log.jsonl"))],
     )
-    _fit(trainer, checkpoints)
+    _fit(trainer, checkpoints, progress)
     save_model(trainer.model, trainer.processing_class, folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return folder
@@ -214,12 +219,12 @@ def _learned(
         max_length=config.max_length,
         compute_metrics=_metrics(data.task),
         callbacks=[JsonlLog(out / "log.jsonl")],
-        progress=None if progress is None else lambda done, total: progress("lessons", done, total),
+        progress=None if progress is None else partial(progress, "lessons"),
     )
     lessons_seconds = time.perf_counter() - started
     tell(f"the student learns {', '.join(objective.name for objective in trainer.objectives)}")
     started = time.perf_counter()
-    _fit(trainer, out / "checkpoints")
+    _fit(trainer, out / "checkpoints", progress)
     save_model(trainer.model, tokenizer, out / "student")
     training = {
         "seconds": time.perf_counter() - started,

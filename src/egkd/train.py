@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from egkd.lessons import Lessons, Progress, build_lessons
+from egkd.lessons import Lessons, build_lessons
 from egkd.models import Seen, observe
-from egkd.objectives.base import Moment, Objective
+from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, label_loss
 from egkd.predict import encode_dataset
 from egkd.text import MAX_LENGTH, Batch, collate, pack
@@ -236,6 +236,18 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
         raise ValueError(f"ddp_static_graph gives wrong gradients, without an error, with {twice[0]}; set it to false")
     if args.fsdp or args.deepspeed:
         raise ValueError(f"FSDP and DeepSpeed are not supported with {twice[0]}, which differentiates twice; use plain DDP")
+
+
+class TellProgress(TrainerCallback):
+    """Tells how many steps are done, for a caller that draws its own bar (`disable_tqdm` silences Trainer's)."""
+
+    def __init__(self, progress: Progress) -> None:
+        """`progress` is called with steps done and steps in all."""
+        self.progress = progress
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After every optimiser step."""
+        self.progress(state.global_step, state.max_steps)
 
 
 class JsonlLog(TrainerCallback):

@@ -39,7 +39,8 @@ def demo(
     console = Console()
     calm()
     base = resolve(SETTINGS | {"teacher_init": str(minilm_l6_path()), "teach": TEACH})
-    teacher = pipeline.teach(base, out / "teacher", tell=console.print)
+    with bars(console) as progress:
+        teacher = pipeline.teach(base, out / "teacher", tell=console.print, progress=progress)
     runs = []
     for name, guides in (("plain", {}), ("guided", GUIDED)):
         objectives = {"labels": {}, "soft-labels": {}} | guides

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _WHAT = {
     "lessons": "the teacher teaches",
+    "train": "training",
     "predict": "predictions",
     "explain": "explanations",
     "time": "timing",

@@ -44,9 +44,10 @@ def teach(
     }
     config = resolve(o.settings_of(settings, flags, set_))
     from egkd import pipeline
-    from egkd.cli.progress import calm
+    from egkd.cli.progress import bars, calm
 
     console = Console()
     calm()
-    folder = pipeline.teach(config, out, tell=console.print)
+    with bars(console) as progress:
+        folder = pipeline.teach(config, out, tell=console.print, progress=progress)
     console.print(f"teacher: {folder}")

@@ -4,6 +4,7 @@ Shapes: B batch, U units, C classes. A lesson is ragged over examples on disk an
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,8 @@ Lesson = dict[str, Tensor]
 """What the teacher showed of each example, by field name; first dimension B."""
 
 
+Progress = Callable[[int, int], None]
+"""Called with how much is done and how much there is."""
 Taught = dict[str, list[Any]]
 """What an objective's `teach` returns: by field name, one array per example, of its true size."""
 
@@ -59,10 +62,11 @@ class Objective(BaseModel, ABC):
     weight: float = Field(default=1.0, ge=0)
     """Factor of this objective's loss in the sum. 0 switches it off, at no cost."""
 
-    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path) -> Any:
+    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Any:
         """What has to be done once before the first batch is taught (training a selector): it arrives as `teacher.prepared`.
 
-        `dataset` is encoded, `folder` is the lesson's own and may keep files. Nothing by default.
+        `dataset` is encoded, `folder` is the lesson's own and may keep files, `progress` is told of long work. Nothing by
+        default.
         """
         return None
 

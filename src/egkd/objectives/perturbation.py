@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from egkd.models import Seen, log_odds, observe
-from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher
+from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher
 from egkd.objectives.predictions import logits_distance
 from egkd.predict import predict_logits
 from egkd.text import SPECIAL, Batch, Operator, perturb, repeat, width
@@ -124,7 +124,7 @@ class PerturbationGuide(Objective):
     seed: int = 0
     """Of the masks."""
 
-    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path) -> float:
+    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> float:
         """The teacher's scale."""
         return teacher_scale(teacher, dataset)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from egkd.explain.fitting import fit_selector
 from egkd.explain.selectors import Selector, SelectorSettings
 from egkd.models import Seen, observe
-from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
+from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher, cut
 from egkd.objectives.perturbation import Distance, outputs_distance, teacher_scale
 from egkd.text import Batch, Operator, perturb, visible_units, width
 
@@ -52,7 +52,9 @@ class SelectionGuide(Objective):
     seed: int = 0
     """Of the selector's training."""
 
-    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path) -> tuple[Selector, float]:
+    def prepare(
+        self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None
+    ) -> tuple[Selector, float]:
         """The trained selector, kept in the lesson's folder, and the teacher's scale."""
         kept = folder / "selector"
         if kept.exists():
@@ -60,7 +62,7 @@ class SelectionGuide(Objective):
         else:
             settings = SelectorSettings(kind=self.selector, rate=self.rate)
             with torch.enable_grad():
-                selector = fit_selector(settings, teacher.model, teacher.tokenizer, dataset, seed=self.seed)
+                selector = fit_selector(settings, teacher.model, teacher.tokenizer, dataset, seed=self.seed, progress=progress)
             selector.save(kept)
         return selector, teacher_scale(teacher, dataset)
 
