@@ -4,7 +4,7 @@ for explanation in explain(model, tokenizer, ["a truly wonderful film"], method=
     print(explanation.words, explanation.scores)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -91,31 +91,55 @@ def explain(
 
     Scores are for the log odds of `target` (a class by number or name, one number per text, or the predicted class), or
     for the output in regression. The model comes back as it was. The same seed gives the same scores, whatever else is
-    in `texts`; `token_budget` bounds the tokens of one forward pass (default: what suits the device) and changes nothing but memory and
-    speed. Texts
-    longer than `max_length` tokens are cut, and `Explanation.hidden` says where.
+    in `texts`; `token_budget` bounds the tokens of one forward pass (default: what suits the device) and changes nothing
+    but memory and speed. Texts longer than `max_length` tokens are cut, and `Explanation.hidden` says where.
 
     Raises ValueError for an unknown method or class, for pairs that do not match the texts, and for a slow tokenizer.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     pairs = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
+    explainer = explainer_from_name(method) if isinstance(method, str) else method
+    found: dict[int, Explanation] = {}
+    for index, explanation in iter_explained(
+        explainer, model, tokenizer, texts, pairs, target=target, max_length=max_length, seed=seed, token_budget=token_budget
+    ):
+        found[index] = explanation
+        if progress is not None:
+            progress(len(found))
+    return [found[index] for index in range(len(texts))]
+
+
+def iter_explained(
+    explainer: Explainer,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    target: Target = "predicted",
+    max_length: int = MAX_LENGTH,
+    seed: int = 0,
+    token_budget: int | None = None,
+) -> Iterator[tuple[int, Explanation]]:
+    """As `explain`, one by one as they come, the longest text first: (index of the text, its explanation).
+
+    The model is given back in between, so a consumer may stop at any time.
+    """
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; give as many of one as of the other")
     if not texts:
-        return []
-    explainer = explainer_from_name(method) if isinstance(method, str) else method
-    rows = _rows(tokenizer, texts, pairs, max_length)
+        return
+    rows = encode_rows(tokenizer, texts, pairs, max_length)
     targets = _targets(model, target, len(texts))
-    scored = score_dataset(
-        explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget, progress=progress
-    )
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return [_explanation(row, one, names, explainer) for row, one in zip(rows, scored, strict=True)]
+    for index, scored in iter_scored(explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget):
+        yield index, _explanation(rows[index], scored, names, explainer)
 
 
-def _rows(
+def encode_rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> list[dict[str, Any]]:
+    """Texts (and pairs) as `text.encode` gives them, one by one, with the text itself: what `score_dataset` takes."""
     columns = encode(tokenizer, texts, pairs, max_length)
     columns["text"] = list(texts)
     if pairs is not None:
@@ -181,9 +205,11 @@ __all__ = [
     "SufficientSubset",
     "Unit",
     "UnitScores",
+    "encode_rows",
     "explain",
     "explainer_from_name",
     "fit_selector",
+    "iter_explained",
     "iter_scored",
     "load",
     "save",
