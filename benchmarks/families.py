@@ -4,7 +4,8 @@ for every seed, which draws the head, the order and the dropout).
     python benchmarks/families.py --glue-dir glue --teacher-init gte-small --student paraphrase-MiniLM-L3-v2 --out runs/families
 
 Fine-tunes a teacher once, distils every method with every seed through `egkd.pipeline.distill` (finished runs are kept,
-killed ones resumed), then times the training step of all methods side by side, and writes `families.json` and
+killed ones resumed), scores all on 4,000 more rows of the training set that nobody was trained on, times the training
+step of all methods side by side, and writes `families.json` and
 `families.md` beside the runs. `--seeds 0,1,2` and `--methods plain,gradient` choose; `--no-timing` leaves the timing out.
 """
 
@@ -17,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from egkd import pipeline
 from egkd.checks import objectives_of, training_arguments
 from egkd.config import RunConfig, resolve
+from egkd.data import sample
+from egkd.data.glue import load_glue
+from egkd.evaluate.scores import task_scores
+from egkd.predict import predict_logits
 from egkd.runs import read_json, write_json, write_text
 from egkd.students import build_student, load_classifier, load_tokenizer
 from egkd.train import DistillationTrainer
@@ -36,7 +42,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 """What each method learns beside gold and soft labels, all with the defaults of `egkd distill`."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "accuracy": ("scores", "dev", "accuracy"),
+    "accuracy, dev": ("scores", "dev", "accuracy"),
+    "accuracy, held out": ("scores", "held_out", "accuracy"),
     "agreement": ("fidelity", "dev", "agreement", "mean"),
     "KL": ("fidelity", "dev", "kl", "mean"),
     "input × gradient": ("explanations", "input-x-gradient", "all", "spearman", "mean"),
@@ -67,18 +74,50 @@ def config_of(options: argparse.Namespace, method: str, seed: int, teacher: str 
     return resolve(settings)
 
 
+def folder_of(options: argparse.Namespace, method: str, seed: int) -> Path:
+    """Where a cell lives."""
+    return Path(options.out / f"{method.replace(' ', '-')}-{seed}")
+
+
 def run_all(options: argparse.Namespace, teacher: str) -> dict[str, dict[int, dict[str, Any]]]:
     """metrics.json of every cell, by method and seed; cells that are finished are only read."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in options.seeds:
         for method in options.methods:
-            folder = options.out / f"{method.replace(' ', '-')}-{seed}"
+            folder = folder_of(options, method, seed)
             if not (folder / "metrics.json").exists():
                 print(f"{time.strftime('%H:%M')} {method}, seed {seed}", flush=True)
                 pipeline.distill(config_of(options, method, seed, teacher), folder)
             found.setdefault(method, {})[seed] = read_json(folder / "metrics.json")
-            write_results(options, found, {})
     return found
+
+
+def held_out(options: argparse.Namespace, count: int = 4000) -> Dataset:
+    """Rows of the training set whose texts neither the teacher nor any student was trained on: more than dev has."""
+    used = {
+        text
+        for limit in (options.teacher_limit, options.train_limit)
+        for text in load_glue(options.task, options.glue_dir, train_limit=limit).train["text"]
+    }
+    rows = load_glue(options.task, options.glue_dir).train.filter(lambda row: row["text"] not in used)
+    return sample(rows, count, seed=0)
+
+
+def score_held_out(options: argparse.Namespace, found: dict[str, dict[int, dict[str, Any]]], teacher: str) -> None:
+    """Add every student's scores, and its teacher's, on the held-out rows to its figures; kept beside the runs."""
+    rows, task = held_out(options), pipeline.load_data(config_of(options, "plain", 0, teacher).data).task
+    file = options.out / "held_out.json"
+    known: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
+    for method, by_seed in found.items():
+        for seed, metrics in by_seed.items():
+            student = str(folder_of(options, method, seed) / "student")
+            for role, source in (("teacher", teacher), ("student", student)):
+                name = "teacher" if role == "teacher" else f"{method}-{seed}"
+                if name not in known:
+                    logits_NC = predict_logits(load_classifier(source, task), load_tokenizer(source), rows)
+                    known[name] = task_scores(task, logits_NC, np.asarray(rows["label"]))
+                    write_json(file, known)
+                metrics[role]["scores"]["held_out"] = known[name]
 
 
 def time_steps(options: argparse.Namespace, teacher: str, *, steps: int = 40, rounds: int = 3) -> dict[str, float]:
@@ -151,6 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     teacher = options.teacher or str(pipeline.teach(config_of(options, "plain", 0, None), options.out / "teacher", tell=print))
     found = run_all(options, teacher)
+    score_held_out(options, found, teacher)
     write_results(options, found, {} if options.no_timing else time_steps(options, teacher))
     print((options.out / "families.md").read_text())
     print(json.dumps({"written": str(options.out / "families.json")}))
