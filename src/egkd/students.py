@@ -185,9 +185,8 @@ def _loaded(kind: Any, source: str, **settings: Any) -> Any:
     try:
         return kind.from_pretrained(str(local) if local.exists() else source, **settings)
     except Exception as error:  # safetensors, tokenizers and the hub raise classes of their own
-        line = str(error).strip().splitlines()
-        raise ValueError(
-            f"cannot load {source}: {line[0] if line else type(error).__name__} ({type(error).__name__})"
-        ) from error
+        reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(". ")
+        advice = "give a model folder or a hub id that transformers can load"
+        raise ValueError(f"cannot load {source}: {reason} ({type(error).__name__}); {advice}") from error
     finally:
         logger.setLevel(level)
