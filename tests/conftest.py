@@ -1,9 +1,16 @@
 """Shared by all tests: tiny tokenizers, tiny random models and a few sentences, built in-process without the network."""
 
+import contextlib
+import csv
+import io
 import itertools
 import os
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -115,6 +122,89 @@ def tiny_data() -> Dataset:
     """96 short reviews, `text` and `label` (0 negative, 1 positive), in a fixed random order. One adjective decides."""
     texts, labels = zip(*_sentences(), strict=True)
     return Dataset.from_dict({"text": list(texts), "label": list(labels)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def egkd() -> Callable[..., Answer]:
+    """The command line, in this process: `egkd("distill", "--out", folder)`."""
+
+    def run(*arguments: Any) -> Answer:
+        from egkd.cli.main import main
+
+        before, out, err = sys.argv, io.StringIO(), io.StringIO()
+        sys.argv = ["egkd", *map(str, arguments)]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main()
+        except SystemExit as left:
+            return Answer(code=int(left.code or 0), out=out.getvalue(), err=err.getvalue())
+        finally:
+            sys.argv = before
+        raise AssertionError("the command line always exits")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quick() -> list[str]:
+    """Flags of a run that takes a second: a few steps, a few explanations."""
+    train = "use_cpu=true max_steps=4 per_device_train_batch_size=8 logging_steps=1 learning_rate=1e-3".split()
+    settings = [*(f"{section}.{each}" for section in ("train", "teach") for each in train), "evaluate.explained=6"]
+    settings += ["evaluate.shown=3", "evaluate.latency_repeats=1", "max_length=32"]
+    return [part for each in settings for part in ("--set", each)]
+
+
+@pytest.fixture(scope="session")
+def save(tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """Save a tiny classifier of these classes (scores for none) with its tokenizer, as people keep them."""
+
+    def saved(folder: Path, names: Sequence[str] = ("negative", "positive"), **settings: Any) -> Path:
+        model = tiny_bert(num_labels=len(names) or 1, **({"layers": 3} | settings))
+        if names:
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: index for index, name in enumerate(names)}
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return saved
+
+
+@pytest.fixture(scope="session")
+def write_csv() -> Callable[..., Path]:
+    """Write columns into a CSV file."""
+
+    def write(path: Path, **columns: Sequence[Any]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(columns)
+            rows.writerows(zip(*columns.values(), strict=True))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def calm_libraries() -> Iterator[None]:
+    """Commands silence transformers and datasets; afterwards they may speak again."""
+    import datasets
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(level)
+    transformers.utils.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
 
 
 def _sentences() -> list[tuple[str, int]]:
