@@ -1,7 +1,7 @@
 """Which columns of a table are the text, its pair and the label: as named by the user, else guessed where unambiguous."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from egkd.data import did_you_mean
@@ -32,18 +32,8 @@ def choose_columns(table: Table, *, text: str | None, text_pair: str | None, lab
 
     Raises ValueError, with the columns found and the flag to use, where names are unknown or a guess is ambiguous.
     """
-    for flag, name in (("--text", text), ("--text-pair", text_pair), ("--label", label)):
-        if name is not None and name not in table.columns:
-            near = did_you_mean(name, table.columns)
-            raise ValueError(f"{flag} {name!r} is no column of {table.path}{near or ','} found {found(table)}")
-    if text is None and text_pair is not None:
-        raise ValueError(f"--text-pair {text_pair!r} needs --text beside it, one of {found(table)}")
-    guessed = []
-    if text is None:
-        texts = _only(table, _text_candidates(name for name in table.columns if name != label), "--text", TEXTS)
-        guessed.append(" and ".join(f"{to} from column {name!r}" for to, name in zip(("text", "pair"), texts, strict=False)))
-    else:
-        texts = (text,) if text_pair is None else (text, text_pair)
+    _check_named(table, {"--text": text, "--text-pair": text_pair, "--label": label})
+    texts, guessed = _choose_texts(table, text, text_pair, label)
     if label is None:
         by_name = _by_plain_name(name for name in table.columns if name not in texts)
         (label,) = _only(table, [(name,) for each in LABELS for name in by_name.get(each, [])], "--label", LABELS)
@@ -52,6 +42,35 @@ def choose_columns(table: Table, *, text: str | None, text_pair: str | None, lab
         raise ValueError(f"--text, --text-pair and --label name the same column of {table.path}: expected different ones")
     note = f"{table.path.name}: {', '.join(guessed)} (guessed; --text, --text-pair and --label say otherwise)"
     return Columns(texts=texts, label=label), note if guessed else None
+
+
+def choose_texts(table: Table, *, text: str | None, text_pair: str | None) -> tuple[tuple[str, ...], str | None]:
+    """As `choose_columns`, where no label is wanted: the columns of the texts, and a note of what was guessed."""
+    _check_named(table, {"--text": text, "--text-pair": text_pair})
+    texts, guessed = _choose_texts(table, text, text_pair, None)
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"--text and --text-pair name the same column of {table.path}: expected different ones")
+    note = f"{table.path.name}: {', '.join(guessed)} (guessed; --text and --text-pair say otherwise)"
+    return texts, note if guessed else None
+
+
+def _check_named(table: Table, named: Mapping[str, str | None]) -> None:
+    for flag, name in named.items():
+        if name is not None and name not in table.columns:
+            near = did_you_mean(name, table.columns)
+            raise ValueError(f"{flag} {name!r} is no column of {table.path}{near or ','} found {found(table)}")
+    if named["--text"] is None and named["--text-pair"] is not None:
+        raise ValueError(f"--text-pair {named['--text-pair']!r} needs --text beside it, one of {found(table)}")
+
+
+def _choose_texts(
+    table: Table, text: str | None, text_pair: str | None, label: str | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """The columns of the texts, and what was guessed of them."""
+    if text is not None:
+        return ((text,) if text_pair is None else (text, text_pair)), []
+    texts = _only(table, _text_candidates(name for name in table.columns if name != label), "--text", TEXTS)
+    return texts, [" and ".join(f"{to} from column {name!r}" for to, name in zip(("text", "pair"), texts, strict=False))]
 
 
 def found(table: Table) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset
 
 from egkd.data import Task, TaskData, as_dataset, hold_out, sample
-from egkd.data.columns import Columns, choose_columns, found
-from egkd.data.readers import Table, read_table
+from egkd.data.columns import Columns, choose_columns, choose_texts, found
+from egkd.data.readers import Table, read_table, read_unlabeled
 
 Paths = str | Path | Sequence[str | Path]
 Kind = Literal["auto", "classification", "regression"]
@@ -66,6 +66,19 @@ def load_files(
         evals={"dev": sample(parts[1], eval_limit, seed)},
         notes=tuple(note for note in notes if note),
     )
+
+
+def load_texts(path: str | Path, *, text: str | None = None, text_pair: str | None = None) -> tuple[Dataset, tuple[str, ...]]:
+    """Texts to be read by a model, without labels: a dataset of `text`, perhaps `text_pair`, and notes of what was guessed.
+
+    A `.txt` file holds one text per line, others are read as by `load_files`. Raises ValueError, with the place.
+    """
+    table = read_unlabeled(Path(path))
+    if table.path.suffix.lower() == ".txt":
+        text = text or "text"  # the only column there is needs no guess
+    columns, guess = choose_texts(table, text=text, text_pair=text_pair)
+    texts = {to: _texts([table], column) for to, column in zip(("text", "text_pair"), columns, strict=False)}
+    return Dataset.from_dict(texts), tuple(note for note in (*table.notes, guess) if note)
 
 
 def _tables(paths: Paths) -> list[Table]:

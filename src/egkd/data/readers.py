@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,15 +56,24 @@ def read_table(path: Path) -> Table:
 
     Text must be UTF-8, with or without a byte-order mark. CSV and TSV need a header line and rows of its width.
     """
+    return _read(path, _READERS)
+
+
+def read_unlabeled(path: Path) -> Table:
+    """As `read_table`; a `.txt` file is a column `text` with one example per line, lines without text left out."""
+    return _read(path, _READERS | {".txt": _lines})
+
+
+def _read(path: Path, readers: Mapping[str, Callable[[Path], Table]]) -> Table:
     path = path.expanduser()
     if path.is_dir():
-        raise ValueError(f"{path} is a directory: expected a file ending in {', '.join(_READERS)}")
+        raise ValueError(f"{path} is a directory: expected a file ending in {', '.join(readers)}")
     if not path.exists():
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ValueError(f"there is no file {path}{did_you_mean(path.name, siblings)}")
-    reader = _READERS.get(path.suffix.lower())
+    reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}: expected a file ending in {', '.join(_READERS)}")
+        raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}: expected a file ending in {', '.join(readers)}")
     try:
         table = reader(path)
     except OSError as error:
@@ -81,6 +90,11 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path} line {line} is not UTF-8 text (byte {error.start}): save the file as UTF-8") from None
+
+
+def _lines(path: Path) -> Table:
+    lines = {number: line.strip() for number, line in enumerate(_text(path).split("\n"), start=1) if line.strip()}
+    return Table(path=path, columns={"text": list(lines.values())}, numbers=list(lines))
 
 
 def _csv(path: Path) -> Table:
