@@ -8,13 +8,13 @@ import typer
 # Chosen so that two cores without a GPU need less than ten minutes for all of it.
 SETTINGS: dict[str, Any] = {
     "student": "layers:3",
-    "data": {"task": "movie-reviews", "train_limit": 4000, "eval_limit": 600},
-    "train": {"num_train_epochs": 3},
+    "data": {"task": "movie-reviews", "train_limit": 3000},
+    "train": {"num_train_epochs": 2},
     "evaluate": {"explained": 100, "latency_repeats": 3},
     "max_length": 64,
 }
 TEACH: dict[str, Any] = {"num_train_epochs": 2}
-GUIDED: dict[str, Any] = {"perturbation": {}}
+GUIDED: dict[str, Any] = {"perturbation": {"masks": 2, "masks_per_step": 1}}
 
 
 def demo(
