@@ -52,7 +52,7 @@ def main() -> None:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value or "") for value in result.values()))
     console = Console(width=160)
     console.print(table)
-    for line in _memory(settings[0], samples // 8):
+    for line in _memory(settings[0], samples // 16 * 2):
         console.print(line)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
