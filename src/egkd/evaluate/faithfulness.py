@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from egkd.evaluate.ranking import BINS, Ranking, shuffled
 from egkd.evaluate.scores import estimate
 from egkd.evaluate.sensitivity import explain_nearby, relative_distance
-from egkd.explain.base import TOKEN_BUDGET, Explainer, check_targets, example_seed, length_batches, score_dataset
+from egkd.explain.base import Explainer, check_targets, example_seed, length_batches, score_dataset, suitable_budget
 from egkd.explain.perturbation import Floats, Game, Masks
 from egkd.models import frozen
 from egkd.text import Operator, collate
@@ -78,7 +78,7 @@ def faithfulness(
     targets: Sequence[int] | None = None,
     probes: Probes = PROBES,
     seed: int = 0,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
 ) -> dict[str, Any]:
     """Judge an explainer, or given scores (one float [U] per row, NaN where there is none), by `model` on encoded `rows`.
 
@@ -101,8 +101,8 @@ def faithfulness(
     - max_sensitivity: see `evaluate.sensitivity`; only for an explainer.
 
     Cost per example: at most 3 U + 50 + infidelity_samples forward passes, and 1 + sensitivity_samples
-    explanations. The same seed gives the same figures whatever the batch; no pass holds more than `token_budget` tokens,
-    or one text.
+    explanations. The same seed gives the same figures whatever the batch; no pass holds more than `token_budget` tokens (by
+    default what suits the device), or one text.
     Raises ValueError for scores that are not of these rows' units, for targets the model does not have, and without rows.
     """
     own, floor = per_example(
@@ -130,11 +130,12 @@ def per_example(
     targets: Sequence[int] | None = None,
     probes: Probes = PROBES,
     seed: int = 0,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Every measure of `faithfulness` for every row, NaN where it cannot be had: of the scores, and of the floor."""
     if not len(rows):
         raise ValueError("found no examples; faithfulness needs at least one")
+    token_budget = token_budget or suitable_budget(model)
     nearby: list[list[Floats]] = []
     if isinstance(explained, Explainer):
         scored = score_dataset(explained, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget)

@@ -142,8 +142,7 @@ def iter_scored(
     """
     check_targets(model, targets, len(rows))
     parameter = next(model.parameters(), None)
-    on_cpu = parameter is None or parameter.device.type == "cpu"
-    token_budget = token_budget or (TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET)
+    token_budget = token_budget or suitable_budget(model)
     for indices in length_batches([len(row["input_ids"]) for row in rows], token_budget):
         chosen = [rows[index] for index in indices]
         with torch.inference_mode(False), frozen(model):  # a caller's inference mode would make gradients impossible
@@ -175,6 +174,12 @@ def score_dataset(
         if progress is not None:
             progress(len(results))
     return [results[index] for index in range(len(rows))]
+
+
+def suitable_budget(model: nn.Module) -> int:
+    """Tokens per forward pass on the device where the model is."""
+    parameter = next(model.parameters(), None)
+    return TOKEN_BUDGET if parameter is None or parameter.device.type == "cpu" else GPU_TOKEN_BUDGET
 
 
 def check_targets(model: nn.Module, targets: Sequence[int] | None, n_rows: int) -> None:
