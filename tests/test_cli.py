@@ -121,7 +121,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "labels unknown": ([*GOOD, "--teacher", "pets"], ["knows the labels cat, dog", "has negative, positive", "rename 'cat'"]),
     "label count": ([*GOOD, "--teacher", "three"], ["predicts 3 labels", "needs 2 (negative, positive)", "another teacher"]),
     "scores for a classifier": ([*TEACHER, "--train", "scores.csv"], ["predicts 2 labels", "needs 1 (regression)"]),
-    "no trained head": ([*GOOD, "--teacher", "headless"], ["headless is not fine-tuned", "--teacher-init headless"]),
+    "no trained head": ([*GOOD, "--teacher", "headless"], ["headless is not fine-tuned", "init headless"]),
     "broken teacher": ([*GOOD, "--teacher", "broken"], ["cannot load broken", "give a model folder"]),
     "broken student": ([*GOOD, "--student", "broken"], ["cannot load broken", "give a model folder"]),
     "broken encoder": (["--teacher-init", "broken", *DATA, "--max-length", "32"], ["cannot load broken"]),
