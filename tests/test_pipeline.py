@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from egkd.data import Task, TaskData
-from egkd.objectives import OBJECTIVES
+from egkd.objectives import OBJECTIVES, GradientGuide, Labels, SoftLabels
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
 ANSWERS = ["labels", "soft-labels"]
@@ -150,7 +150,11 @@ def test_the_student_is_an_ordinary_folder(distil: Any) -> None:
 def test_config_and_environment_of_a_run(distil: Any, shop: Path) -> None:
     run = distil("guides-gradient", "--guide", "gradient")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["objectives"] == {"labels": {}, "soft-labels": {}, "gradient": {}}
+    assert {name: settings["weight"] for name, settings in config["objectives"].items()} == {
+        "labels": Labels().weight,
+        "soft-labels": SoftLabels().weight,
+        "gradient": GradientGuide().weight,
+    }
     assert config["train"]["learning_rate"] == 1e-3
     assert config["teacher"] == str(shop / "teacher")
     environment = read(run / "environment.json")

@@ -18,7 +18,6 @@ _HOMES = {
     "compare": "egkd.evaluate.compare",
     "distill": "egkd.pipeline",
     "teach": "egkd.pipeline",
-    "explain": "egkd.explain",
     "Explanation": "egkd.explain",
 }
 

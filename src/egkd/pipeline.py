@@ -81,6 +81,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     Raises ValueError for settings that cannot work, before any long work, and leaves what is there untouched.
     """
     objectives = objectives_of(config)
+    config = _resolved(config, objectives)
     arguments = training_arguments(config.train_arguments, out / "checkpoints", "train")
     training_arguments(config.teach_arguments, out / "checkpoints", "teach")
     check_compatible([objective for objective in objectives if objective.weight > 0], arguments, has_teacher=True)
@@ -109,15 +110,22 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
     """
     if config.teacher_init is None:
         raise ValueError(f"found teacher {config.teacher}, expected teacher_init: the encoder to fine-tune (--init)")
+    init, config = config.teacher_init, _resolved(config, objectives_of(config))
     training_arguments(config.teach_arguments, out, "teach")
     check_free(out, config)
     data = load_data(config.data)
     for note in data.notes:
         tell(note)
-    load_encoder(config.teacher_init, data.task, trust_remote_code=config.trust_remote_code)
-    check_length(config, config.teacher_init)
+    load_encoder(init, data.task, trust_remote_code=config.trust_remote_code)
+    check_length(config, init)
     _claimed(config, out, tell)
     return _taught(config, data, out / "teacher", tell, progress)
+
+
+def _resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
+    """The same settings with every default in them, so that a run folder says what was done whatever defaults become."""
+    said = {"objectives": {objective.name: objective.model_dump() for objective in objectives}}
+    return config.model_copy(update=said | {"train": config.train_arguments, "teach": config.teach_arguments})
 
 
 def _claimed(config: RunConfig, out: Path, tell: Tell) -> None:

@@ -1,7 +1,7 @@
 """Run folders: one run each, that describes itself, can be resumed, and is never overwritten by another.
 
-A run folder holds `config.yaml`, `environment.json`, `log.jsonl`, `metrics.json`, `examples.json`, `student/`,
-`report.html`; while it trains also `checkpoints/`, and `teacher/` where the run fine-tuned one.
+A run folder holds `config.yaml`, `environment.json`, `log.jsonl`, `training.json`, `metrics.json`, `examples.json`, `student/`,
+`report.html`; where the run fine-tuned its teacher also `teacher/` and `teacher-log.jsonl`; while it trains `checkpoints/`.
 """
 
 import json

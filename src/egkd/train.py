@@ -105,15 +105,14 @@ class DistillationTrainer(Trainer):
         if train_dataset is not None:
             encoded = encode_dataset(train_dataset, processing_class, max_length)
             if teacher is not None and any(o.has_lesson for o in self.objectives):
+                root = Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons")
+                theirs = teacher_processing_class or (
+                    AutoTokenizer.from_pretrained(teacher) if isinstance(teacher, str | Path) else processing_class
+                )
+                same = theirs is processing_class
                 with args.main_process_first(desc="lessons"):
-                    lessons = self._teach(
-                        teacher,
-                        teacher_processing_class or (None if isinstance(teacher, str | Path) else processing_class),
-                        encoded if teacher_processing_class is None else train_dataset,
-                        Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons"),
-                        max_length,
-                        progress,
-                    )
+                    read = encoded if same else encode_dataset(train_dataset, theirs, max_length)
+                    lessons = self._teach(teacher, theirs, read, root, max_length, progress)
             train_dataset = encoded.add_column("idx", np.arange(len(encoded)))
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: encode_dataset(rows, processing_class, max_length) for name, rows in eval_dataset.items()}
@@ -138,24 +137,19 @@ class DistillationTrainer(Trainer):
     def _teach(
         self,
         teacher: PreTrainedModel | str | Path,
-        tokenizer: PreTrainedTokenizerBase | None,
-        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        encoded: Dataset,
         root: Path,
         max_length: int,
         progress: Progress | None,
     ) -> dict[str, Lessons]:
+        model: nn.Module
         if isinstance(teacher, str | Path):
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(teacher)
-            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
-                teacher, dtype=torch.float32, use_safetensors=True
-            )
+            model = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32, use_safetensors=True)
         else:
             model = teacher
-        assert tokenizer is not None
         model.to(self.args.device)
-        if "input_ids" not in dataset.column_names:
-            dataset = encode_dataset(dataset, tokenizer, max_length)
-        return build_lessons(self.objectives, model, tokenizer, dataset, root, max_length=max_length, progress=progress)
+        return build_lessons(self.objectives, model, tokenizer, encoded, root, max_length=max_length, progress=progress)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(_COLUMNS)  # type: ignore[assignment]

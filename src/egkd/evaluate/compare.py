@@ -87,11 +87,11 @@ def compare(
         for name, both in scored.items()
     }
     tell("time", 0, 1)
-    texts, pairs = list(rows["text"]), list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+    timed = evals[main].select(range(min(64, len(evals[main]))))
     speed = latency(
         {role: (who.model, who.tokenizer) for role, who in (("teacher", teacher), ("student", student))},
-        texts[:64],
-        None if pairs is None else pairs[:64],
+        timed["text"],
+        timed["text_pair"] if "text_pair" in timed.column_names else None,
         max_length=max_length,
         repeats=latency_repeats,
     )
