@@ -277,7 +277,8 @@ def test_settings_come_from_a_file_with_flags_and_assignments_over_it(
     )
     assert answer.code == 0, answer.err
     config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
-    assert config["objectives"]["gradient"] == {"weight": 0.5, "distance": "mse"}
+    gradient = config["objectives"]["gradient"]
+    assert (gradient["weight"], gradient["distance"], gradient["attribution"]) == (0.5, "mse", "input-x-gradient-norm")
     assert (config["seed"], config["data"]["train_limit"]) == (3, 24)
     metrics = read(tmp_path / "a" / "metrics.json")
     assert metrics["training"]["examples"] == 24
