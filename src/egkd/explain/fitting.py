@@ -55,7 +55,7 @@ class TopK(Relaxation):
     def draw(self, logits_BU: Tensor, visible_BU: Tensor, generator: torch.Generator) -> Tensor:
         draws = max(1, int(kept_count(visible_BU, self.settings.rate).max()))
         uniform_BKU = _uniform((len(logits_BU), draws, logits_BU.shape[1]), generator, logits_BU)
-        return draw_top_k(logits_BU, visible_BU, self.settings.rate, self.settings.temperature, uniform_BKU)
+        return draw_top_k(logits_BU, visible_BU, self.settings.rate, self.settings.heat(), uniform_BKU)
 
     def loss(self, divergence_B: Tensor, logits_BU: Tensor, visible_BU: Tensor) -> Tensor:
         return divergence_B.mean()
@@ -84,7 +84,7 @@ def _expected_share(logits_BU: Tensor, visible_BU: Tensor, temperature: float) -
 
 def _start(settings: SelectorSettings) -> float:
     """The logit at which the expected share of words is `rate` (a fixed share does not care where logits lie)."""
-    return math.log(settings.rate / max(1 - settings.rate, 1e-2)) + settings.temperature * math.log(-_LOW / _HIGH)
+    return math.log(settings.rate / max(1 - settings.rate, 1e-2)) + settings.heat() * math.log(-_LOW / _HIGH)
 
 
 class AverageShare(Relaxation):
@@ -95,10 +95,10 @@ class AverageShare(Relaxation):
         self.price = 0.0
 
     def draw(self, logits_BU: Tensor, visible_BU: Tensor, generator: torch.Generator) -> Tensor:
-        return _hard_concrete(logits_BU, generator, self.settings.temperature)
+        return _hard_concrete(logits_BU, generator, self.settings.heat())
 
     def loss(self, divergence_B: Tensor, logits_BU: Tensor, visible_BU: Tensor) -> Tensor:
-        excess = _expected_share(logits_BU, visible_BU, self.settings.temperature) - self.settings.rate
+        excess = _expected_share(logits_BU, visible_BU, self.settings.heat()) - self.settings.rate
         self.price = max(0.0, self.price + float(excess.detach()))
         return divergence_B.mean() + self.price * excess + 10 * excess.square()
 
@@ -111,12 +111,12 @@ class WithinTolerance(Relaxation):
         self.price = 5.0
 
     def draw(self, logits_BU: Tensor, visible_BU: Tensor, generator: torch.Generator) -> Tensor:
-        return _hard_concrete(logits_BU, generator, self.settings.temperature)
+        return _hard_concrete(logits_BU, generator, self.settings.heat())
 
     def loss(self, divergence_B: Tensor, logits_BU: Tensor, visible_BU: Tensor) -> Tensor:
         excess = divergence_B.mean() - self.settings.tolerance
         self.price = min(200.0, max(0.1, self.price + 0.3 * float(excess.detach())))
-        return _expected_share(logits_BU, visible_BU, self.settings.temperature) + self.price * excess
+        return _expected_share(logits_BU, visible_BU, self.settings.heat()) + self.price * excess
 
 
 RELAXATIONS: dict[Kind, type[Relaxation]] = {"l2x": TopK, "hard-concrete": AverageShare, "diffmask": WithinTolerance}

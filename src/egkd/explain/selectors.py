@@ -52,10 +52,14 @@ class SelectorSettings:
     """Hidden states that are read, evenly spread from the output of the embedding layer (always) to that of the last."""
     width: int = Field(default=64, gt=0)
     """Width of the probe (H)."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the relaxed choice; the lower, the harder the choice and the noisier the gradient."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Of the relaxed choice; the lower, the harder the choice and the noisier the gradient. None: 1 for "l2x", else 0.5."""
     tolerance: float = Field(default=0.1, gt=0)
     """Divergence of the output that "diffmask" allows: nats, or squared error in regression."""
+
+    def heat(self) -> float:
+        """The temperature, or the one that was best for this kind on SST-2."""
+        return self.temperature or (1.0 if self.kind == "l2x" else 0.5)
 
 
 @plain_dataclass(frozen=True, kw_only=True)
