@@ -165,10 +165,28 @@ def write_results(options: argparse.Namespace, found: dict[str, dict[int, dict[s
         rows[method] = {"seeds": list(by_seed), **values, "seconds_per_1000": timing.get(method), "ratio": ratio}
         cells = [f"{np.mean(value):.3f} ± {np.std(value, ddof=1) if len(value) > 1 else 0:.3f}" for value in values.values()]
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {'–' if ratio is None else f'{ratio:.2f} ×'} |")
+    lines += ["", "Difference to plain distillation, paired by seed:", "", *_differences(rows)]
     metrics = next(iter(next(iter(found.values())).values()))
     settings = {name: str(value) for name, value in vars(options).items()}
     write_json(options.out / "families.json", {"settings": settings, "teacher": metrics["teacher"]["scores"], "methods": rows})
     write_text(options.out / "families.md", "\n".join(lines) + "\n")
+
+
+def _differences(rows: dict[str, Any]) -> list[str]:
+    """A table of method minus plain: mean over the seeds that both have, and its standard error."""
+    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    plain = rows.get("plain")
+    for method, row in rows.items():
+        seeds = [seed for seed in row["seeds"] if plain and seed in plain["seeds"]]
+        if method == "plain" or len(seeds) < 2:
+            continue
+        cells = []
+        for name in COLUMNS:
+            pairs = [(row[name][row["seeds"].index(s)], plain[name][plain["seeds"].index(s)]) for s in seeds]
+            gain = np.array([ours - theirs for ours, theirs in pairs])
+            cells.append(f"{gain.mean():+.3f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.3f}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:
