@@ -35,7 +35,7 @@ class SelectionGuide(Objective):
     name: ClassVar[str] = "selection"
     taught_settings: ClassVar[tuple[str, ...]] = ("rate", "selector", "operator", "seed")
 
-    weight: float = Field(default=3.0, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     """Factor of this objective's loss in the sum."""
     complement: float = Field(default=1.0, ge=0)
     """Factor of the text without its rationale; 0 leaves it out."""
