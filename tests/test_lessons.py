@@ -14,8 +14,8 @@ from egkd import lessons as module
 from egkd.lessons import Lessons, StaleLessons, build_lessons
 from egkd.models import frozen, observe
 from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
-from egkd.text import collate
 from egkd.predict import encode_dataset
+from egkd.text import collate
 
 OBJECTIVES: list[Objective] = [SoftLabels(), GradientGuide(), PerturbationGuide(masks=3), SelectionGuide()]
 

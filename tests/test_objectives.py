@@ -14,8 +14,8 @@ from egkd.models import Seen, frozen, log_odds, observe
 from egkd.objectives import GradientGuide, Labels, Moment, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
 from egkd.objectives.gradient import scores_distance
 from egkd.objectives.perturbation import draw_masks, outputs_distance
-from egkd.text import collate
 from egkd.predict import encode_dataset
+from egkd.text import collate
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ its character span in the raw text, so that two models with different tokenizers
 Units of a pair are numbered through: those of `text` first, those of `text_pair` after them.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import regex
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -18,10 +18,11 @@ Operator = Literal["mask", "delete", "attention"]
 
 SPECIAL = -1  # unit id of special tokens and padding: they belong to no word
 MAX_LENGTH = 128  # tokens; GLUE's usual limit
-UNIT_RULE = 1  # raised whenever `unit_spans` changes, because lessons are stored in units
+UNIT_RULE = 2  # raised whenever `unit_spans` changes, because lessons are stored in units
 
 _CJK = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-_UNIT = re.compile(rf"[{_CJK}]|(?:(?![{_CJK}])\w)+(?:['’](?:(?![{_CJK}])\w)+)*|[^\w\s]")
+_LETTER = rf"(?:(?![{_CJK}])[\w\p{{M}}\p{{N}}])"  # with their marks: vowel signs and accents of their own are parts of words
+_UNIT = regex.compile(rf"[{_CJK}]\p{{M}}*|{_LETTER}+(?:['’]{_LETTER}+)*|[^\s\x1c-\x1f]\p{{M}}*")
 
 
 def unit_spans(text: str) -> list[tuple[int, int]]:
@@ -39,7 +40,8 @@ def encode(
 
     Returns the tokenizer's own columns (`input_ids`, `attention_mask`, perhaps `token_type_ids`), without padding, and
     `unit_ids` (a list of T ints per example, -1 for special tokens), `n_units` (units in the raw text, also those cut
-    off) and `length` (T). A token that touches two units belongs to the one it shares most characters with.
+    off) and `length` (T). A token that touches two units belongs to the one it shares most characters with, a token of
+    white space alone to the unit that follows.
 
     Raises ValueError for a tokenizer without character offsets (a slow one).
     """
@@ -83,6 +85,8 @@ def _owners(text: str, spans: list[tuple[int, int]]) -> list[int]:
 
 def _unit_of(offset: tuple[int, int], owners: list[int], first: int) -> int:
     inside = [unit for unit in owners[offset[0] : offset[1]] if unit != SPECIAL]
+    if not inside:
+        inside = [unit for unit in owners[offset[1] :] if unit != SPECIAL][:1]
     return first + max(set(inside), key=inside.count) if inside else SPECIAL
 
 

@@ -22,8 +22,8 @@ from egkd.explain.selection import L2X, AmortisedExplainer, DiffMask, HardConcre
 from egkd.explain.selectors import Kind, Selector, SelectorSettings, kept_count, read_hidden, top_share
 from egkd.explain.sufficient import SufficientSubset
 from egkd.models import observe
-from egkd.text import SPECIAL, Batch, collate, perturb, visible_units, width
 from egkd.predict import encode_dataset
+from egkd.text import SPECIAL, Batch, collate, perturb, visible_units, width
 
 KINDS: tuple[Kind, ...] = ("l2x", "hard-concrete", "diffmask")
 EXPLAINERS: tuple[type[AmortisedExplainer], ...] = (L2X, HardConcrete, DiffMask)

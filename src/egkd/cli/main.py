@@ -8,6 +8,7 @@ import typer
 
 from egkd.cli.demo import demo
 from egkd.cli.distill import distill
+from egkd.cli.explain import explain
 from egkd.cli.teach import teach
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (demo, distill, teach):
+for verb in (demo, distill, explain, teach):
     app.command()(verb)
 
 

@@ -1,0 +1,365 @@
+"""`egkd explain` from outside: sources, methods, outputs, resuming, judging, and one line for everything that is wrong."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from egkd import explaining
+from egkd.explain import Explanation
+from egkd.explain import explain as explain_texts
+from egkd.explain.explanation import load
+
+TEXTS = ["a great film", "the plot is dull and boring", "I love this story", "awful", "It was a very unfunny ending", "so so"]
+
+Command = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("calm_libraries")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, save: Callable[..., Path]) -> Path:
+    return save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def csv_file(tmp_path: Path, write_csv: Callable[..., Path]) -> Path:
+    return write_csv(tmp_path / "reviews.csv", review=TEXTS, stars=range(6))
+
+
+@pytest.fixture
+def ask(egkd: Command, model: Path) -> Command:
+    """`egkd explain` about the tiny model; it must succeed."""
+
+    def run(*arguments: Any) -> Any:
+        answer = egkd("explain", "--model", model, *arguments)
+        assert answer.code == 0, answer.err
+        return answer
+
+    return run
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def by_row(path: Path, method: str) -> dict[int, dict[str, Any]]:
+    return {line["row"]: line for line in lines_of(path) if line["method"] == method}
+
+
+# Sources and outputs
+
+
+def test_texts_are_explained_on_the_terminal_by_every_method(ask: Command) -> None:
+    answer = ask("a great film", "awful plot", "--method", "occlusion", "--method", "lime", "--set", "lime.n_samples=30")
+    assert re.findall(r"^row (\d): the model says “(?:negative|positive)” \(\d+%\)$", answer.out, re.MULTILINE) == ["0", "1"]
+    assert answer.out.index("a great film") < answer.out.index("occlusion: for") < answer.out.index("lime: for")
+    assert len(re.findall(r"\bgreat [+-]\d", answer.out)) == 2
+    assert "━" not in answer.out  # the bar goes elsewhere when the output is no terminal
+
+
+def test_the_library_gives_the_same_scores(ask: Command, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "why.jsonl"
+    ask(
+        *TEXTS,
+        "--method",
+        "kernel-shap",
+        "--set",
+        "kernel-shap.n_samples=16",
+        "--seed",
+        3,
+        "--target",
+        "positive",
+        "--jsonl",
+        out,
+    )
+    own_model, tokenizer = AutoModelForSequenceClassification.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    explainer = explaining.methods_from(["kernel-shap"], ["kernel-shap.n_samples=16"])[0]["kernel-shap"]
+    expected = explain_texts(own_model, tokenizer, TEXTS, method=explainer, target="positive", seed=3)
+    found = {line["row"]: Explanation.from_dict(line) for line in lines_of(out)}
+    assert sorted(found) == list(range(6))
+    for row, one in enumerate(expected):
+        assert found[row].text == TEXTS[row]
+        assert (found[row].label, found[row].settings["n_samples"]) == ("positive", 16)
+        assert found[row].scores == pytest.approx(one.scores, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet", "txt"])
+def test_files_of_every_kind_give_the_same_rows(ask: Command, tmp_path: Path, ending: str) -> None:
+    file, out = tmp_path / f"texts.{ending}", tmp_path / "why.jsonl"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), file)
+    elif ending == "jsonl":
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    else:
+        file.write_text("\n".join([*([] if ending == "txt" else ["text"]), *TEXTS, "", "\n"]))
+    answer = ask("--file", file, "--method", "input-x-gradient", "--jsonl", out)
+    assert {row: line["text"] for row, line in by_row(out, "input-x-gradient").items()} == dict(enumerate(TEXTS))
+    assert answer.out == ""  # explanations go to the file
+    assert ("guessed" in answer.err) == (ending != "txt")
+
+
+def test_a_glue_task_gives_its_evaluation_set_with_pairs(ask: Command, tmp_path: Path) -> None:
+    (tmp_path / "MRPC").mkdir()
+    head = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    for split, words in (("train", "plot"), ("dev", "film")):
+        rows = "".join(f"{row % 2}\t0\t0\tthis {words} is great {row}\tit is a great {words}\n" for row in range(4))
+        (tmp_path / "MRPC" / f"{split}.tsv").write_text(head + rows)
+    out = tmp_path / "why.jsonl"
+    answer = ask("--task", "mrpc", "--glue-dir", tmp_path, "--limit", 3, "--method", "saliency", "--jsonl", out)
+    found = by_row(out, "saliency")
+    assert len(found) == 3
+    assert all(line["text"] == f"this film is great {row}" for row, line in found.items())
+    assert all(line["text_pair"] == "it is a great film" for line in found.values())
+    assert "dev is explained" in answer.err
+
+
+def test_pairs_can_be_typed(ask: Command) -> None:
+    answer = ask("a great film", "--pair", "an awful plot", "--method", "occlusion")
+    assert "a great film\nan awful plot\n" in answer.out
+
+
+def test_regression_has_an_output_and_no_class(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
+    answer = egkd("explain", "a great film", "--model", save(tmp_path / "scores", ()), "--method", "occlusion")
+    assert answer.code == 0, answer.err
+    assert re.search(r"^row 0: the model says -?\d", answer.out)
+    assert "occlusion: for “output”" in answer.out
+
+
+def test_the_page_escapes_everything_that_comes_from_outside(ask: Command, tmp_path: Path) -> None:
+    page = tmp_path / "new folder" / "why.html"
+    ask('a <script>alert(1)</script> film & "more"', "awful", "--method", "occlusion", "--html", page)
+    html = page.read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "alert" in html
+    assert html.count("<section>") == 2
+    assert html.count('class="explanation"') == 2
+    assert "default-src 'none'" in html
+
+
+def test_truncation_is_told_everywhere(ask: Command, tmp_path: Path) -> None:
+    page = tmp_path / "why.html"
+    answer = ask("the film is a great great great story", "awful", "--max-length", 6, "--method", "saliency", "--html", page)
+    caution = "1 of 2 texts have words that the model did not see (4 words, struck out): texts are cut after 6 tokens"
+    assert caution in " ".join(answer.err.split())
+    assert caution in page.read_text(encoding="utf-8")
+    assert "<s style" in page.read_text(encoding="utf-8")
+    assert "4 of 8 words not seen" in ask("the film is a great great great story", "--max-length", 6).out
+
+
+# Resuming
+
+
+def test_the_same_command_computes_nothing_again(
+    ask: Command, csv_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, page = tmp_path / "why.jsonl", tmp_path / "why.html"
+    command = ["--file", csv_file, "--text", "review", "--method", "occlusion", "--method", "saliency", "--jsonl", out]
+    ask(*command)
+    first = out.read_bytes()
+    asked: list[list[str]] = []
+    own = explaining.iter_explained
+    monkeypatch.setattr(
+        explaining, "iter_explained", lambda *args, **settings: (asked.append(args[3]), own(*args, **settings))[1]
+    )
+    ask(*command, "--html", page)
+    assert out.read_bytes() == first
+    assert not any(asked)
+    assert page.read_text(encoding="utf-8").count('class="explanation"') == 12
+    # another method joins in, and a line that a kill tore is written again
+    out.write_bytes(first[:-40])
+    ask(*command, "--method", "input-x-gradient")
+    assert sorted(map(len, asked)) == [0, 0, 0, 1, 6]
+    assert {method: len(by_row(out, method)) for method in ("occlusion", "saliency", "input-x-gradient")} == dict(
+        occlusion=6, saliency=6, **{"input-x-gradient": 6}
+    )
+    assert len(load(out)) == 18
+
+
+def test_an_interruption_keeps_what_was_written(
+    egkd: Command, model: Path, csv_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "why.jsonl", tmp_path / "whole.jsonl"
+    command = ["explain", "--model", model, "--file", csv_file, "--text", "review", "--method", "shapley-sampling"]
+    own = explaining.iter_explained
+
+    def interrupted(*args: Any, **settings: Any) -> Any:
+        for count, found in enumerate(own(*args, **settings)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(explaining, "iter_explained", interrupted)
+        answer = egkd(*command, "--jsonl", out)
+    assert answer.code == 130
+    assert "the same command goes on" in answer.err
+    assert len(lines_of(out)) == 2
+    assert egkd(*command, "--jsonl", out).code == 0
+    assert egkd(*command, "--jsonl", whole).code == 0
+    resumed, at_once = by_row(out, "shapley-sampling"), by_row(whole, "shapley-sampling")
+    assert sorted(resumed) == sorted(at_once) == list(range(6))
+    for row, line in at_once.items():
+        assert resumed[row]["scores"] == pytest.approx(line["scores"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (["--seed", 1], "made with another seed"),
+        (["--max-length", 9, "--target", "positive"], "made with another max_length and another target"),
+        (["--set", "lime.n_samples=31"], "by lime with another n_samples"),
+        (["--text", "stars"], "explains another text than row"),
+    ],
+)
+def test_answers_to_another_question_are_not_mixed(
+    egkd: Command, model: Path, csv_file: Path, tmp_path: Path, other: list[Any], why: str
+) -> None:
+    out = tmp_path / "why.jsonl"
+    command = ["explain", "--model", model, "--file", csv_file, "--method", "lime", "--jsonl", out]
+    assert egkd(*command, "--text", "review", "--set", "lime.n_samples=30").code == 0
+    before = out.read_bytes()
+    settings = [] if "--set" in other else ["--set", "lime.n_samples=30"]
+    texts = [] if "--text" in other else ["--text", "review"]
+    answer = egkd(*command, *settings, *texts, *other)
+    assert answer.code == 2
+    assert why in answer.err
+    assert "name another --jsonl" in answer.err
+    assert answer.err.rstrip("\n").splitlines()[-1].startswith("egkd: ")
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": 1}\n', "no JSON", '{"row": [1], "asked": {}, "method": "lime", "settings": {}}\n', "[]\n"]
+)
+def test_other_peoples_files_are_left_alone(egkd: Command, model: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "mine.jsonl"
+    out.write_text(content)
+    answer = egkd("explain", "a film", "--model", model, "--method", "saliency", "--jsonl", out)
+    assert answer.code == 2
+    assert "line 1 is no explanation of this command's" in answer.err
+    assert out.read_text() == content
+
+
+# Selectors and judges
+
+
+def test_a_selector_is_fitted_once_and_kept(egkd: Command, ask: Command, model: Path, csv_file: Path, tmp_path: Path) -> None:
+    folder, outs = tmp_path / "selector", [tmp_path / f"{name}.jsonl" for name in "ab"]
+    command = ["--file", csv_file, "--text", "review", "--method", "l2x", "--selector", folder]
+    fitting = ["--fit-on", csv_file, "--set", "selector.rate=0.4", "--set", "selector.layers=2"]
+    first = ask(*command, *fitting, "--jsonl", outs[0])
+    assert "fit the selector" in first.err
+    assert json.loads((folder / "selector.json").read_text())["settings"]["rate"] == 0.4
+    second = ask(*command, "--jsonl", outs[1])
+    assert "fit the selector" not in second.err
+    scores = [by_row(out, "l2x")[1]["scores"] for out in outs]
+    assert scores[0] == pytest.approx(scores[1])
+    refused = egkd("explain", "--model", model, *command, "--fit-on", csv_file, "--seed", 5)
+    assert refused.code == 2
+    assert "was fitted with another layers and another rate and another seed" in refused.err
+
+
+def test_a_selector_of_another_model_is_refused(
+    egkd: Command, ask: Command, csv_file: Path, tmp_path: Path, save: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "selector"
+    ask("a film", "--method", "diffmask", "--selector", folder, "--fit-on", csv_file, "--text", "review")
+    other = save(tmp_path / "other", seed=1)
+    answer = egkd("explain", "a film", "--model", other, "--method", "diffmask", "--selector", folder)
+    assert answer.code == 2
+    assert "was fitted with another model" in answer.err
+
+
+def test_judges_print_every_method_beside_its_floor(ask: Command, csv_file: Path) -> None:
+    answer = ask("--file", csv_file, "--text", "review", "--method", "occlusion", "--method", "saliency", "--judge")
+    table = answer.out[answer.out.index("comprehensiveness") :]
+    rows = [line.split() for line in table.splitlines() if "±" in line and line.strip()[0].isalpha()][:4]
+    assert [row[0] for row in rows] == ["occlusion", "in", "saliency", "in"]
+    assert [sum("." in cell for cell in row) for row in rows] == [6, 6, 6, 6]
+
+
+def test_judged_scores_are_those_of_faithfulness(model: Path) -> None:
+    from egkd.evaluate.faithfulness import Probes, faithfulness
+    from egkd.explain import Occlusion, encode_rows
+
+    question = explaining.question_about(str(model), "predicted", None, 0)
+    dataset = explaining.Dataset.from_dict({"row": list(range(6)), "text": TEXTS})
+    judge = explaining.Judge(question)
+    for explained in explaining.explain_all(question, {"occlusion": Occlusion()}, dataset):
+        judge.hear(explained)
+    rows = encode_rows(question.tokenizer, TEXTS, None, question.max_length)
+    probes = Probes(infidelity_samples=1, sensitivity_samples=0)
+    expected = faithfulness(Occlusion(), question.model, question.tokenizer, rows, probes=probes)
+    for measure, (own, floor) in judge.verdict()["occlusion"].items():
+        assert own.mean == pytest.approx(expected["all"][measure]["mean"], abs=1e-5)
+        assert floor.mean == pytest.approx(expected["floor"][measure]["mean"], abs=1e-5)
+        assert own.n == 6
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "found nothing to explain, expected one of TEXT, --file FILE or --task TASK"),
+        (["a film", "--file", "x.csv"], "found TEXT and --file to explain"),
+        (["  "], "a TEXT is empty"),
+        (["a", "b", "--pair", "c"], "2 TEXT and 1 --pair"),
+        (["--file", "nowhere.csv"], "there is no file nowhere.csv"),
+        (["a film", "--method", "lme"], "unknown explanation method 'lme'; did you mean 'lime'?"),
+        (["a film", "--method", "lime", "--set", "lime.n_sample=3"], "did you mean 'n_samples'?"),
+        (["a film", "--method", "lime", "--set", "lime.n_samples=0"], "'lime', setting 'n_samples'"),
+        (
+            ["a film", "--method", "lime", "--set", "occlusion.operator=delete"],
+            "--set occlusion: there are settings of lime here",
+        ),
+        (["a film", "--method", "lime", "--set", "lime=3"], "--set lime=3 names no setting"),
+        (["a film", "--set", "selector.rat=3"], "--set selector: unknown setting 'rat'; did you mean 'rate'?"),
+        (["a film", "--set", "selector.rate=3"], "--set selector.rate: Input should be less than or equal to 1; it is 3"),
+        (["a film", "--set", "selector=3"], "--set selector: unknown setting 3"),
+        (["a film", "--set", "selector.rate=0.2"], "give texts to fit it on with --fit-on"),
+        (["a film", "--target", "happy"], "the model has no class 'happy', it has negative, positive"),
+        (["a film", "--target", "2"], "target 2 is none of the model's 2 classes"),
+        (["a film", "--max-length", "2"], "--max-length is 2"),
+        (["a film", "--max-length", "65"], "reads texts of 5 to 64 tokens"),
+        (["a film", "--limit", "0"], "expected 1 or more"),
+        (["a film", "--jsonl", "why.txt"], "should end in .jsonl"),
+        (["a film", "--html", "."], "is a folder"),
+        (["a film", "--method", "l2x"], "l2x needs a selector: give its folder as --selector"),
+        (["a film", "--method", "l2x", "--selector", "none"], "there is no selector in none; fit one there with --fit-on"),
+        (["a film", "--method", "l2x", "--set", "l2x.selector=none"], "no selector in none"),
+        (["a film", "--method", "l2x", "--method", "diffmask"], "needs a selector of its own"),
+        (["a film", "--selector", "none"], "--selector and --fit-on are for l2x, hard-concrete, diffmask"),
+        (["a film", "--method", "exact-shapley", "--set", "exact-shapley.max_units=1"], "takes at most 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    egkd: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = egkd("explain", "--model", model, *arguments)
+    assert answer.code == 2
+    last = answer.err.rstrip("\n").splitlines()[-1]
+    assert last.startswith("egkd: ")
+    assert why in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_given_as_text_is_not_explained_as_a_text(egkd: Command, model: Path, csv_file: Path) -> None:
+    answer = egkd("explain", csv_file, "--model", model)
+    assert answer.code == 2
+    assert "is a file; to explain what is in it, give it as --file" in answer.err
+
+
+def test_a_model_that_is_none_is_refused(egkd: Command, tmp_path: Path) -> None:
+    answer = egkd("explain", "a film", "--model", tmp_path / "nowhere")
+    assert answer.code == 2
+    assert "does not exist" in answer.err
+    assert egkd("explain", "a film").code == 2
