@@ -12,7 +12,8 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from egkd import explaining
-from egkd.explain import Explanation
+from egkd.cli.explain import METHODS
+from egkd.explain import EXPLAINERS, Explanation
 from egkd.explain import explain as explain_texts
 from egkd.explain.explanation import load
 
@@ -150,6 +151,10 @@ def test_truncation_is_told_everywhere(ask: Command, tmp_path: Path) -> None:
     assert caution in page.read_text(encoding="utf-8")
     assert "<s style" in page.read_text(encoding="utf-8")
     assert "4 of 8 words not seen" in ask("the film is a great great great story", "--max-length", 6).out
+
+
+def test_help_names_every_method() -> None:
+    assert METHODS.split(", ") == list(EXPLAINERS)
 
 
 # Resuming

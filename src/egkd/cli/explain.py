@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+METHODS = (
+    "saliency, input-x-gradient, integrated-gradients, smoothgrad, occlusion, lime, kernel-shap, shapley-sampling, "
+    "exact-shapley, l2x, hard-concrete, diffmask, sufficient-subset"
+)
+
+
 def explain(
     model: Annotated[str, typer.Option(help="Fine-tuned classifier or regressor: local folder or hub id.")],
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to explain.", show_default=False)
-    ] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to explain.", show_default=False)] = None,
     pair: Annotated[list[str] | None, typer.Option(help="Second text of a pair, one for each TEXT. Repeatable.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="Instead of TEXT: CSV, TSV, JSONL or Parquet, or TXT with a text per line.")
@@ -29,7 +33,7 @@ def explain(
     limit: Annotated[int | None, typer.Option(help="Explain a random sample of this many rows.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="How to explain. Repeatable. [default: integrated-gradients]", show_default=False),
+        typer.Option(help=f"One of {METHODS}. Repeatable. [default: integrated-gradients]", show_default=False),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of a method, like lime.n_samples=200. Repeatable.")
