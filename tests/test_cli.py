@@ -245,18 +245,15 @@ def test_the_demo_says_what_to_install(refused: Any, monkeypatch: pytest.MonkeyP
     assert "pip install 'egkd[demo]'" in refused("demo", "--out", "demo")
 
 
-def test_another_run_is_never_overwritten(refused: Any, shop: Path) -> None:
-    """Two commands that differ in one setting cannot share a folder."""
-    settings = {
-        "teacher": "teacher",
-        "data": {"train": "train.csv", "eval": "dev.csv"},
-        "student": "layers:2",
-        "max_length": 32,
-    }
-    config = resolve(settings | {"train": {"use_cpu": True}, "seed": 3})
-    (shop / "other").mkdir()
-    (shop / "other" / "config.yaml").write_text(config.to_yaml())
-    (shop / "other" / "metrics.json").write_text("{}")
+def test_another_run_is_never_overwritten(egkd: Any, refused: Any, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands that differ in a setting cannot share a folder, however far the first one came."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(shop)
+    monkeypatch.setattr("egkd.pipeline._learned", interrupt)
+    assert egkd("distill", *GOOD, "--seed", "3", "--out", "other").code == 130
     line = refused("distill", *GOOD, "--seed", "4", "--guide", "gradient", "--out", "other")
     assert "other holds another run (objectives, seed differ); name another --out, or delete it" in line
     shutil.rmtree(shop / "other")

@@ -261,7 +261,7 @@ def test_interrupted_training_ends_in_the_same_student(
 
 
 def test_settings_come_from_a_file_with_flags_and_assignments_over_it(
-    egkd: Any, shop: Path, quick: list[str], tmp_path: Path
+    egkd: Any, shop: Path, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {
         "teacher": str(shop / "teacher"),
@@ -288,6 +288,17 @@ def test_settings_come_from_a_file_with_flags_and_assignments_over_it(
     answer = egkd("distill", tmp_path / "a" / "config.yaml", "--out", tmp_path / "b")
     assert answer.code == 0, answer.err
     assert contents(tmp_path / "b" / "student") == contents(tmp_path / "a" / "student")
+    # in which one flag sets every seed
+    seeds: list[int] = []
+    monkeypatch.setattr(
+        "egkd.pipeline._learned",
+        lambda config, _objectives, arguments, *_: (
+            seeds.extend([config.seed, arguments.seed, arguments.data_seed, config.teach_arguments["seed"]]) or 1 / 0
+        ),
+    )
+    with pytest.raises(ZeroDivisionError):
+        egkd("distill", tmp_path / "a" / "config.yaml", "--seed", 8, "--out", tmp_path / "c")
+    assert seeds == [8, 8, 8, 8]
 
 
 def test_a_glue_folder_and_a_teacher_with_its_labels_the_other_way_round(

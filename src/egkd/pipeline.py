@@ -124,8 +124,12 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
 
 def _resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
     """The same settings with every default in them, so that a run folder says what was done whatever defaults become."""
-    said = {"objectives": {objective.name: objective.model_dump() for objective in objectives}}
-    return config.model_copy(update=said | {"train": config.train_arguments, "teach": config.teach_arguments})
+    said: dict[str, Any] = {"objectives": {objective.name: objective.model_dump() for objective in objectives}}
+    for section, arguments in (("train", config.train_arguments), ("teach", config.teach_arguments)):
+        # the run's seed stands in one place, so that another one can be set there
+        repeated = [name for name in ("seed", "data_seed") if arguments[name] == config.seed]
+        said[section] = {name: value for name, value in arguments.items() if name not in repeated}
+    return config.model_copy(update=said)
 
 
 def _claimed(config: RunConfig, out: Path, tell: Tell) -> None:
