@@ -74,6 +74,13 @@ def test_batch_of_eight_equals_two_accumulated_of_four(run: Any, guide: Objectiv
     torch.testing.assert_close(weights(whole), weights(halves), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_checkpointing_activations_changes_nothing(run: Any, guide: Objective) -> None:
+    objectives = [Labels(), SoftLabels(), guide]
+    whole, frugal = (run(objectives, dropout=0.1, gradient_checkpointing=each) for each in (False, True))
+    torch.testing.assert_close(weights(whole), weights(frugal), atol=1e-6, rtol=1e-5)
+
+
 def test_every_term_is_logged_and_they_sum_to_the_loss(run: Any) -> None:
     trainer = run([Labels(), SoftLabels(), *GUIDES])
     lines = [line for line in trainer.state.log_history if "loss" in line]

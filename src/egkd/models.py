@@ -92,8 +92,8 @@ def double_backward() -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and its like."""
-    inner = getattr(model, "module", None)
+    """The model inside DistributedDataParallel, torch.compile and their like."""
+    inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 

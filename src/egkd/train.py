@@ -6,6 +6,7 @@ Shapes: B batch, C classes.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from egkd.lessons import Lessons, build_lessons
-from egkd.models import Seen, observe
+from egkd.models import Seen, double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, label_loss
 from egkd.predict import encode_dataset
@@ -101,6 +102,7 @@ class DistillationTrainer(Trainer):
         self.args = args = args or TrainingArguments(output_dir="distilled")
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
+        self._differentiates_twice = any(objective.needs_embeddings for objective in self.objectives)
         lessons: dict[str, Lessons] = {}
         if train_dataset is not None:
             encoded = encode_dataset(train_dataset, processing_class, max_length)
@@ -154,6 +156,11 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(_COLUMNS)  # type: ignore[assignment]
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """As in Trainer; what is recomputed in the backward pass (gradient checkpointing) takes the forward pass's kernels."""
+        with double_backward() if self._differentiates_twice else nullcontext():
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -170,8 +177,7 @@ class DistillationTrainer(Trainer):
             return (loss, SequenceClassifierOutput(logits=seen.logits_BC)) if return_outputs else loss
         assert self.processing_class is not None
         moment = Moment(step=self.state.global_step, epoch=int(self.state.epoch or 0), tokenizer=self.processing_class)  # type: ignore[arg-type]
-        wants_embeddings = any(objective.needs_embeddings for objective in self.objectives)
-        seen = observe(model, batch, embeddings=wants_embeddings, differentiable=wants_embeddings)
+        seen = observe(model, batch, embeddings=self._differentiates_twice, differentiable=self._differentiates_twice)
         copies = [objective.copies(batch, lessons.get(objective.name, {}), moment) for objective in self.objectives]
         views = self._observe_copies(model, copies)
         terms = {
