@@ -260,6 +260,17 @@ def test_interrupted_training_ends_in_the_same_student(
     assert not (out / "checkpoints").exists()
 
 
+def test_the_best_checkpoint_is_told_by_the_first_evaluation_set(distil: Any) -> None:
+    """Trainer would look for `eval_loss`, which data sets with names do not have."""
+    best = "load_best_model_at_end=true eval_strategy=steps eval_steps=1 save_steps=1 learning_rate=3e-2"
+    flags = [part for each in best.split() for part in ("--set", f"train.{each}")]
+    run = distil("best", *flags, "--set", "train.metric_for_best_model=accuracy", "--set", "train.max_steps=5")
+    measured = [line["eval_dev_accuracy"] for line in log(run) if "eval_dev_accuracy" in line]
+    assert len(measured) == 5
+    assert read(run / "metrics.json")["student"]["scores"]["dev"]["accuracy"] == pytest.approx(max(measured), abs=1e-4)
+    distil("best-loss", *flags, "--set", "train.max_steps=2")
+
+
 def test_settings_come_from_a_file_with_flags_and_assignments_over_it(
     egkd: Any, shop: Path, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

