@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from egkd.objectives import GradientGuide, Labels, Objective, PerturbationGuide, SelectionGuide, SoftLabels
 from egkd.train import DistillationTrainer, check_compatible
 
-GUIDES = [GradientGuide(), PerturbationGuide(masks=3, masks_per_step=2), SelectionGuide()]
+GUIDES = [GradientGuide(), PerturbationGuide(masks=3, masks_per_step=2), SelectionGuide(complement=1.0)]
 
 
 @pytest.fixture
