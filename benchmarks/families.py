@@ -158,12 +158,20 @@ def figure(metrics: dict[str, Any], path: tuple[str, ...]) -> float:
 def write_results(options: argparse.Namespace, found: dict[str, dict[int, dict[str, Any]]], timing: dict[str, float]) -> None:
     """`families.json` with every seed's figures, `families.md` with mean ± standard deviation over seeds."""
     rows: dict[str, Any] = {}
-    lines = ["| method | " + " | ".join(COLUMNS) + " | step |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = ["| method | " + " | ".join(COLUMNS) + " | training, s | step |", "|---" * (len(COLUMNS) + 3) + "|"]
     for method, by_seed in found.items():
         values = {name: [figure(metrics, path) for metrics in by_seed.values()] for name, path in COLUMNS.items()}
         ratio = timing[method] / timing["plain"] if method in timing and "plain" in timing else None
-        rows[method] = {"seeds": list(by_seed), **values, "seconds_per_1000": timing.get(method), "ratio": ratio}
+        seconds = [metrics["training"]["seconds"] for metrics in by_seed.values()]
+        rows[method] = {
+            "seeds": list(by_seed),
+            **values,
+            "training_seconds": seconds,
+            "seconds_per_1000": timing.get(method),
+            "ratio": ratio,
+        }
         cells = [f"{np.mean(value):.3f} ± {np.std(value, ddof=1) if len(value) > 1 else 0:.3f}" for value in values.values()]
+        cells.append(f"{statistics.median(seconds):.0f}")
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {'–' if ratio is None else f'{ratio:.2f} ×'} |")
     lines += ["", "Difference to plain distillation, paired by seed:", "", *_differences(rows)]
     metrics = next(iter(next(iter(found.values())).values()))
