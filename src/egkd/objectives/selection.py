@@ -38,7 +38,7 @@ class SelectionGuide(Objective):
     weight: float = Field(default=1.0, ge=0)
     """Factor of this objective's loss in the sum."""
     complement: float = Field(default=0.0, ge=0)
-    """Factor of the text without its rationale (comprehensiveness); 0 leaves it out. On SST-2 1 cost a point of accuracy."""
+    """Factor of the text without its rationale (comprehensiveness); 0 leaves it out."""
     rate: float = Field(default=0.3, gt=0, lt=1)
     """Share of the words that the rationale keeps."""
     selector: Literal["l2x", "hard-concrete", "diffmask"] = "l2x"
