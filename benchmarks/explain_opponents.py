@@ -116,7 +116,7 @@ def _integrated(steps: int, setting: Setting, numbers: Sequence[int], size: int)
 def _smooth(steps: int, noise: float, setting: Setting, numbers: Sequence[int], size: int) -> list[Tensor]:
     found: list[Tensor] = []
     for batch, _, target_B in _batched(setting, numbers, 8):
-        embeddings_BTD = observe(setting.model, batch, embeddings=True).embeddings_BTD.detach()
+        embeddings_BTD = observe(setting.model, batch, keep=("embeddings",)).embeddings_BTD.detach()
 
         def output(point_PTD: Tensor, mask_PT: Tensor, ids_PT: Tensor, target_P: Tensor) -> Tensor:
             copies = {"input_ids": ids_PT, "attention_mask": mask_PT}

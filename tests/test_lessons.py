@@ -53,11 +53,11 @@ def test_lessons_equal_the_live_teacher(
     stored = build(teacher)[objective.name].read(rows)
     encoded = encode_dataset(tiny_data, tokenizer)
     plain = Teacher(model=teacher, tokenizer=tokenizer)
-    with frozen(teacher), torch.set_grad_enabled(objective.needs_embeddings):
+    with frozen(teacher), torch.set_grad_enabled("embeddings" in objective.needs):
         prepared = objective.prepare(plain, encoded.select(range(20)), tmp_path)
         for place, row in enumerate(rows):
             batch = collate([encoded[row]], tokenizer.pad_token_id)
-            seen = observe(teacher, batch, embeddings=objective.needs_embeddings)
+            seen = observe(teacher, batch, keep=objective.needs)
             live = objective.teach(Teacher(model=teacher, tokenizer=tokenizer, prepared=prepared), batch, seen)
             for name, values in live.items():
                 value = np.asarray(values[0])
@@ -125,6 +125,6 @@ def test_stale_lessons_are_refused(build: Any, tiny_bert: Any) -> None:
 def test_an_empty_text_and_a_single_word_are_taught(build: Any, tokenizer: Any, tiny_bert: Any, tmp_path: Path) -> None:
     odd = Dataset.from_dict({"text": ["", "great", "a lovely film"], "label": [0, 1, 1]})
     lessons = build_lessons(OBJECTIVES, tiny_bert(), tokenizer, encode_dataset(odd, tokenizer), tmp_path, max_length=64)
-    assert lessons["gradient"].read([0, 1, 2])["scores"].shape == (3, 3)
+    assert lessons["gradient"].read([0, 1, 2])["scores"].shape == (3, 1, 3)
     assert lessons["perturbation"].read([0, 1, 2])["keep"].shape == (3, 3, 3)
     assert lessons["perturbation"].read([0, 1])["keep"].tolist() == [[[True]] * 3, [[False]] * 3]

@@ -55,7 +55,7 @@ def test_padding_changes_neither_answers_nor_attributions(
     model.set_attn_implementation(attention)
 
     def look(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = observe(model, batch, embeddings=True)
+        seen = observe(model, batch, keep=("embeddings",))
         assert seen.embeddings_BTD is not None
         (gradient_BTD,) = torch.autograd.grad(seen.logits_BC[:, 1].sum(), seen.embeddings_BTD)
         scores_BT = (gradient_BTD * seen.embeddings_BTD).sum(-1)
@@ -73,7 +73,7 @@ def test_padding_changes_neither_answers_nor_attributions(
 def test_observing_is_calling_the_model(tiny_bert: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> None:
     model = tiny_bert()
     batch = collate(rows, tokenizer.pad_token_id)
-    plain, tapped = observe(model, batch), observe(model, batch, embeddings=True, differentiable=True)
+    plain, tapped = observe(model, batch), observe(model, batch, keep=("embeddings",), differentiable=True)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     assert torch.equal(plain.logits_BC, model(**inputs).logits)
     assert plain.embeddings_BTD is None
@@ -88,7 +88,7 @@ def test_other_embeddings_can_be_put_in(tiny_bert: Any, tokenizer: Any, rows: li
     model = tiny_bert()
     batch = collate(rows[:2], tokenizer.pad_token_id)
     swapped = collate([rows[1], rows[1]], tokenizer.pad_token_id)
-    seen = observe(model, swapped, embeddings=True)
+    seen = observe(model, swapped, keep=("embeddings",))
     assert seen.embeddings_BTD is not None
     replaced = observe(model, batch | {"attention_mask": swapped["attention_mask"]}, replace_BTD=seen.embeddings_BTD.detach())
     torch.testing.assert_close(replaced.logits_BC, seen.logits_BC)
@@ -99,7 +99,7 @@ def test_other_embeddings_can_be_put_in(tiny_bert: Any, tokenizer: Any, rows: li
 def test_embeddings_of_a_frozen_model_still_have_gradients(tiny_bert: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> None:
     model, batch = tiny_bert(), collate(rows, tokenizer.pad_token_id)
     with frozen(model):
-        seen = observe(model, batch, embeddings=True)
+        seen = observe(model, batch, keep=("embeddings",))
         assert seen.embeddings_BTD is not None
         (gradient,) = torch.autograd.grad(seen.logits_BC.sum(), seen.embeddings_BTD)
     assert gradient.abs().sum() > 0
@@ -119,7 +119,7 @@ def test_every_pass_is_kept_and_the_hook_goes_also_after_an_error(tiny_bert: Any
     with pytest.raises(RuntimeError, match="on purpose"), tapped_embeddings(model):
         raise RuntimeError("on purpose")
     with pytest.raises(IndexError):
-        observe(model, {"input_ids": torch.tensor([[10**6]])}, embeddings=True)
+        observe(model, {"input_ids": torch.tensor([[10**6]])}, keep=("embeddings",))
     assert hooks(model) == 0
 
 
@@ -149,7 +149,7 @@ def test_a_second_derivative_exists_with_fused_attention(
     weight = model.bert.encoder.layer[0].attention.self.query.weight
 
     def size() -> torch.Tensor:
-        seen = observe(model, batch, embeddings=True, differentiable=True)
+        seen = observe(model, batch, keep=("embeddings",), differentiable=True)
         assert seen.embeddings_BTD is not None
         (gradient_BTD,) = torch.autograd.grad(seen.logits_BC[:, 0].sum(), seen.embeddings_BTD, create_graph=True)
         return gradient_BTD.square().sum()
@@ -190,7 +190,7 @@ def test_wrapped_models_are_observed_like_bare_ones(tiny_bert: Any, tokenizer: A
     assert unwrapped(compiled) is model
     assert unwrapped(wrapped) is unwrapped(model) is model
     assert set(model_inputs(wrapped, batch)) == {"input_ids", "attention_mask", "token_type_ids"}
-    bare, seen = observe(model, batch, embeddings=True), observe(wrapped, batch, embeddings=True)
+    bare, seen = observe(model, batch, keep=("embeddings",)), observe(wrapped, batch, keep=("embeddings",))
     assert torch.equal(seen.logits_BC, bare.logits_BC)
     assert seen.embeddings_BTD is not None
     assert bare.embeddings_BTD is not None

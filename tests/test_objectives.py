@@ -81,7 +81,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
     encoded = encode_dataset(tiny_data.select(range(6)), tokenizer)
     batch = collate(list(encoded), tokenizer.pad_token_id)
     with frozen(model):
-        view = observe(model, batch, embeddings=True, differentiable=True)
+        view = observe(model, batch, keep=("embeddings",), differentiable=True)
         for objective in (
             GradientGuide(),
             GradientGuide(attribution="input-x-gradient"),

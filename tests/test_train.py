@@ -77,7 +77,8 @@ def test_batch_of_eight_equals_two_accumulated_of_four(run: Any, guide: Objectiv
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
 def test_checkpointing_activations_changes_nothing(run: Any, guide: Objective) -> None:
     objectives = [Labels(), SoftLabels(), guide]
-    whole, frugal = (run(objectives, dropout=0.1, gradient_checkpointing=each) for each in (False, True))
+    # without dropout: a model that keeps its layers draws it for the first token alone in the last one
+    whole, frugal = (run(objectives, optim="sgd", max_grad_norm=0.0, gradient_checkpointing=each) for each in (False, True))
     torch.testing.assert_close(weights(whole), weights(frugal), atol=1e-6, rtol=1e-5)
 
 

@@ -215,7 +215,7 @@ def _teach_shard(
     jobs: Sequence[_Job], dataset: Dataset, rows: range, batch_size: int, progress: Progress | None
 ) -> list[dict[str, list[np.ndarray]]]:
     """Lessons of `rows`, in their order, taught in batches of similar length."""
-    embeddings = any(job.objective.needs_embeddings for job in jobs)
+    needs = {name for job in jobs for name in job.objective.needs}
     model, pad_token_id = jobs[0].teacher.model, jobs[0].teacher.tokenizer.pad_token_id or 0
     device = next(model.parameters()).device
     taught: list[dict[str, list[Any]]] = [{} for _ in jobs]
@@ -223,10 +223,10 @@ def _teach_shard(
     for indices in _by_length(dataset, rows, batch_size):
         batch = collate([dataset[index] for index in indices], pad_token_id)
         batch = {name: value.to(device) for name, value in batch.items()}
-        with torch.set_grad_enabled(embeddings):
-            seen = observe(model, batch, embeddings=embeddings)
+        with torch.set_grad_enabled("embeddings" in needs):
+            seen = observe(model, batch, keep=needs)
         for job, columns in zip(jobs, taught, strict=True):
-            with torch.set_grad_enabled(job.objective.needs_embeddings):
+            with torch.set_grad_enabled("embeddings" in job.objective.needs):
                 lesson = job.objective.teach(job.teacher, batch, seen)
             for name, values in lesson.items():
                 column = columns.setdefault(name, [None] * len(rows))

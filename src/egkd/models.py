@@ -5,16 +5,18 @@ A model is *observed* into one value, `Seen`; objectives and explainers compare 
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from egkd.text import MODEL_INPUTS
+
+Need = Literal["embeddings", "hidden_states", "attentions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,12 @@ class Seen:
     logits_BC: Tensor
     embeddings_BTD: Tensor | None = None
     """Output of the embedding layer, only when asked for."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """Output of the embedding layer and of every layer, [B, T, D] each, only when asked for."""
+    attentions: tuple[Tensor, ...] | None = None
+    """Attention weights of every layer, [B, heads, T, T] each, only when asked for."""
+    at: Callable[[Tensor], Tensor] | None = None
+    """The logits of the same pass, with the same dropout, at other embeddings [B, T, D]; comes with `embeddings_BTD`."""
 
 
 def embedding_layer(model: nn.Module) -> nn.Module:
@@ -70,10 +78,11 @@ def first_token_only(model: nn.Module) -> Iterator[None]:
     """While open, a BERT-like classifier's last layer is computed for the first token alone, once it has attended.
 
     The same logits and gradients for an eighth less work with six layers, a quarter with three; but nobody may ask for the
-    last hidden states. Other models are left alone.
+    last hidden states. Other models are left alone, and so are those that compute layers anew on the way back
+    (checkpointing), when the context is long gone, or that were compiled without it.
     """
     own: Any = unwrapped(model)
-    if type(own).__name__ not in _READ_FIRST_TOKEN:
+    if type(own).__name__ not in _READ_FIRST_TOKEN or _checkpoints(own) or compiled(model):
         yield
         return
     attended = getattr(own, own.base_model_prefix).encoder.layer[-1].attention.output
@@ -82,6 +91,10 @@ def first_token_only(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 @contextmanager
@@ -97,7 +110,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
-def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def compiled(model: nn.Module) -> bool:
+    """Whether torch.compile made it, perhaps inside DistributedDataParallel."""
+    inner = getattr(model, "module", None)
+    return hasattr(model, "_orig_mod") or (isinstance(inner, nn.Module) and compiled(inner))
+
+
+def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """The part of a batch this model's `forward` takes."""
     accepted = inspect.signature(type(unwrapped(model)).forward).parameters
     return {name: batch[name] for name in MODEL_INPUTS if name in batch and name in accepted}
@@ -107,19 +126,54 @@ def observe(
     model: nn.Module,
     batch: Mapping[str, Tensor],
     *,
-    embeddings: bool = False,
+    keep: Collection[str] = (),
     replace_BTD: Tensor | None = None,
     differentiable: bool = False,
 ) -> Seen:
-    """One forward pass. `embeddings` keeps the embedding output, `replace_BTD` puts another in its place,
-    `differentiable` picks kernels that allow a second derivative."""
-    inputs = model_inputs(model, batch)
-    with double_backward() if differentiable else nullcontext():
-        if not embeddings and replace_BTD is None:
-            return Seen(logits_BC=model(**inputs).logits)
-        with tapped_embeddings(model, replace_BTD) as kept:
-            logits_BC = model(**inputs).logits
-    return Seen(logits_BC=logits_BC, embeddings_BTD=kept[-1])
+    """One forward pass, of the first token alone in the last layer where nobody looks at the others.
+
+    `keep` names what is wanted beside the logits (see `Need`), `replace_BTD` takes the place of the embedding output,
+    `differentiable` picks kernels that allow a second derivative.
+    """
+    embeddings, layers = "embeddings" in keep, [name for name in ("hidden_states", "attentions") if name in keep]
+    inputs = model_inputs(model, batch) | {f"output_{name}": True for name in layers}
+    random = _random_state(batch["input_ids"].device) if embeddings and model.training else None
+    with ExitStack() as stack:
+        if differentiable:
+            stack.enter_context(double_backward())
+        if not layers:
+            stack.enter_context(first_token_only(model))
+        kept = stack.enter_context(tapped_embeddings(model, replace_BTD)) if embeddings or replace_BTD is not None else [None]
+        out = model(**inputs)
+
+    def at(embeddings_BTD: Tensor) -> Tensor:
+        with _same_dropout(random, batch["input_ids"].device):
+            return observe(model, batch, replace_BTD=embeddings_BTD).logits_BC
+
+    return Seen(
+        logits_BC=out.logits,
+        embeddings_BTD=kept[-1],
+        hidden_states=tuple(out.hidden_states) if "hidden_states" in keep else None,
+        attentions=tuple(out.attentions) if "attentions" in keep else None,
+        at=at if embeddings else None,
+    )
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _same_dropout(random: tuple[Tensor, Tensor | None] | None, device: torch.device) -> Iterator[None]:
+    """While open, random numbers are those of an earlier pass again; then those that would have come."""
+    if random is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(random[0])
+        if random[1] is not None:
+            torch.cuda.set_rng_state(random[1], device)
+        yield
 
 
 @contextmanager

@@ -45,7 +45,7 @@ from egkd.students import (
     load_encoder,
     load_tokenizer,
 )
-from egkd.train import DistillationTrainer, JsonlLog, TellProgress, check_compatible
+from egkd.train import DistillationTrainer, JsonlLog, TellProgress, check_compatible, detach_heads
 
 Tell = Callable[[str], None]
 """Called with one line for the user."""
@@ -242,6 +242,8 @@ def _learned(
     tell(f"the student learns {', '.join(objective.name for objective in trainer.objectives)}")
     started = time.perf_counter()
     _fit(trainer, out / "checkpoints", progress)
+    assert trainer.model is not None
+    detach_heads(trainer.model, objectives)
     save_model(trainer.model, tokenizer, out / "student")
     training = {
         "seconds": time.perf_counter() - started,

@@ -161,10 +161,10 @@ def repeat(batch: Batch, times: int) -> Batch:
 
 
 def pack(batches: Sequence[Batch], pad_token_id: int) -> Batch:
-    """Stack batches of different lengths into one, padded to the longest."""
+    """Stack batches of different lengths into one, padded to the longest; of what all of them have."""
     longest = max(batch["input_ids"].shape[1] for batch in batches)
     packed: Batch = {}
-    for name in batches[0]:
+    for name in (name for name in batches[0] if all(name in batch for batch in batches)):
         fill = _PADDING.get(name, pad_token_id if name == "input_ids" else 0)
         packed[name] = torch.cat(
             [

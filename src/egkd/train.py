@@ -28,12 +28,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from egkd.lessons import Lessons, build_lessons
-from egkd.models import Seen, double_backward, observe
+from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
+from egkd.models import double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, label_loss
 from egkd.predict import encode_dataset
-from egkd.text import MAX_LENGTH, Batch, collate, pack
+from egkd.step import learn
+from egkd.text import MAX_LENGTH, Batch, collate
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 _COLUMNS = ["input_ids", "attention_mask", "token_type_ids", "unit_ids", "n_units", "length", "label", "labels", "idx"]
@@ -102,7 +103,7 @@ class DistillationTrainer(Trainer):
         self.args = args = args or TrainingArguments(output_dir="distilled")
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
-        self._differentiates_twice = any(objective.needs_embeddings for objective in self.objectives)
+        self._differentiates_twice = any(objective.differentiates_twice for objective in self.objectives)
         lessons: dict[str, Lessons] = {}
         if train_dataset is not None:
             encoded = encode_dataset(train_dataset, processing_class, max_length)
@@ -112,6 +113,7 @@ class DistillationTrainer(Trainer):
                     AutoTokenizer.from_pretrained(teacher) if isinstance(teacher, str | Path) else processing_class
                 )
                 same = theirs is processing_class
+                check_tokens(self.objectives, theirs, processing_class)
                 with args.main_process_first(desc="lessons"):
                     read = encoded if same else encode_dataset(train_dataset, theirs, max_length)
                     lessons = self._teach(teacher, theirs, read, root, max_length, progress)
@@ -121,6 +123,8 @@ class DistillationTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = encode_dataset(eval_dataset, processing_class, max_length)
         self._pad_token_id = int(processing_class.pad_token_id or 0)
+        self._heads = _attach_heads(model, self.objectives, lessons, args.seed)
+        self._strong = _strongest(self.objectives, lessons)
         self._terms: dict[str, Tensor] = {}
         self._terms_seen = 0
         super().__init__(
@@ -176,27 +180,27 @@ class DistillationTrainer(Trainer):
             loss = label_loss(seen.logits_BC, batch["labels"]).mean()
             return (loss, SequenceClassifierOutput(logits=seen.logits_BC)) if return_outputs else loss
         assert self.processing_class is not None
-        moment = Moment(step=self.state.global_step, epoch=int(self.state.epoch or 0), tokenizer=self.processing_class)  # type: ignore[arg-type]
-        seen = observe(model, batch, embeddings=self._differentiates_twice, differentiable=self._differentiates_twice)
-        copies = [objective.copies(batch, lessons.get(objective.name, {}), moment) for objective in self.objectives]
-        views = self._observe_copies(model, copies)
-        terms = {
-            objective.name: objective.weight
-            * objective.learn(seen, view, batch, lessons.get(objective.name, {}), moment).mean()
-            for objective, view in zip(self.objectives, views, strict=True)
-        }
+        state, steps = self.state, max(self.state.max_steps, 1)
+        moment = Moment(
+            step=state.global_step,
+            epoch=int(state.epoch or 0),
+            progress=state.global_step / steps,
+            tokenizer=self.processing_class,  # type: ignore[arg-type]
+        )
+        terms, logits_BC = learn(
+            model,
+            self.objectives,
+            batch,
+            lessons,
+            moment,
+            steps=steps,
+            pad_token_id=self._pad_token_id,
+            heads=self._heads,
+            strong=self._strong,
+        )
         self._remember(terms)
         loss = torch.stack(list(terms.values())).sum()
-        return (loss, SequenceClassifierOutput(logits=seen.logits_BC)) if return_outputs else loss
-
-    def _observe_copies(self, model: nn.Module, copies: Sequence[Sequence[Batch]]) -> list[list[Seen]]:
-        """All perturbed copies of all objectives in one forward pass, given back to those who asked for them."""
-        flat = [copy for wanted in copies for copy in wanted]
-        if not flat:
-            return [[] for _ in copies]
-        logits_PC = observe(model, pack(flat, self._pad_token_id)).logits_BC
-        parts = iter(logits_PC.split([len(copy["input_ids"]) for copy in flat]))
-        return [[Seen(logits_BC=next(parts)) for _ in wanted] for wanted in copies]
+        return (loss, SequenceClassifierOutput(logits=logits_BC)) if return_outputs else loss
 
     def _remember(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -211,6 +215,65 @@ class DistillationTrainer(Trainer):
         super().log(logs, start_time)
 
 
+HEADS = "egkd_heads"  # the student's module that holds what objectives train beside it
+
+
+def _attach_heads(
+    model: nn.Module, objectives: Sequence[Objective], lessons: Mapping[str, Lessons], seed: int
+) -> dict[str, nn.Module]:
+    """What objectives train beside the student becomes part of it, so that everything reaches it: optimiser, processes,
+    checkpoints. Drawn from `seed`, without touching the random state."""
+    heads: dict[str, nn.Module] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for objective in objectives:
+            lesson = lessons[objective.name].read([0]) if objective.name in lessons else {}
+            head = objective.head(model, lesson)
+            if head is not None:
+                heads[objective.name] = head
+    if heads:
+        model.add_module(HEADS, nn.ModuleDict(heads))
+    return heads
+
+
+def detach_heads(model: nn.Module, objectives: Sequence[Objective]) -> None:
+    """Take out of a finished student what was only there to teach it."""
+    heads = getattr(model, HEADS, None)
+    if heads is None:
+        return
+    kept = {objective.name for objective in objectives if objective.keeps_head}
+    for name in [name for name in heads if name not in kept]:
+        del heads[name]
+    if len(heads) == 0:
+        delattr(model, HEADS)
+
+
+def _strongest(objectives: Sequence[Objective], lessons: Mapping[str, Lessons]) -> dict[str, Tensor]:
+    """For objectives that are paid for where the teacher's explanation is strong: which examples those are."""
+    chosen = {}
+    for objective in objectives:
+        schedule = objective.schedule
+        if schedule.choose == "strong" and schedule.share < 1:
+            store = lessons.get(objective.name)
+            if store is None or "strength" not in store.read([0]):
+                raise ValueError(
+                    f"objectives.{objective.name}.schedule.choose: it cannot tell strong explanations; use 'random'"
+                )
+            parts = [store.read(range(i, min(i + 4096, len(store))))["strength"] for i in range(0, len(store), 4096)]
+            chosen[objective.name] = schedule.strongest(torch.cat(parts))
+    return chosen
+
+
+def check_tokens(objectives: Sequence[Objective], teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    """Refuse objectives that compare tokens where the two models cut texts differently. Raises ValueError."""
+    names = [objective.name for objective in objectives if objective.same_tokens]
+    if names and teacher is not student and fingerprint_tokenizer(teacher) != fingerprint_tokenizer(student):
+        raise ValueError(
+            f"{names[0]} compares tokens, and teacher and student have different tokenizers; "
+            "use an objective that compares words (gradient, perturbation, selection)"
+        )
+
+
 def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, has_teacher: bool) -> None:
     """Refuse what cannot work together, before anything is loaded. Raises ValueError."""
     if not objectives:
@@ -221,7 +284,7 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     taught = [objective.name for objective in objectives if objective.has_lesson]
     if taught and not has_teacher:
         raise ValueError(f"the objectives {', '.join(taught)} need a teacher; pass teacher=…")
-    twice = [objective.name for objective in objectives if objective.needs_embeddings]
+    twice = [objective.name for objective in objectives if objective.differentiates_twice]
     if not twice:
         return
     if args.torch_compile:

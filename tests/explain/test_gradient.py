@@ -97,7 +97,7 @@ def test_every_architecture_gives_the_gradient_at_its_embeddings(any_model, rows
     rows = rows_of(own_tokenizer, texts[:4])
     found = score_dataset(InputXGradient(), model, own_tokenizer, rows, targets=[2] * 4)
     for row, scored in zip(rows, found, strict=True):
-        seen = observe(model, collate([row], own_tokenizer.pad_token_id), embeddings=True)
+        seen = observe(model, collate([row], own_tokenizer.pad_token_id), keep=("embeddings",))
         (gradient_BTD,) = torch.autograd.grad(log_odds(seen.logits_BC, torch.tensor([2])).sum(), seen.embeddings_BTD)
         tokens_T = (seen.embeddings_BTD * gradient_BTD).sum(-1)[0].detach()
         torch.testing.assert_close(scored.scores_U, by_words(tokens_T, row), atol=2e-5, rtol=1e-3)
@@ -120,7 +120,7 @@ def test_saliency_is_captum_s(model, tokenizer, cases):
         for (row, batch, target), scored in zip(
             cases, scores(Saliency(reduction=reduction), model, tokenizer, cases), strict=True
         ):
-            embeddings = observe(model, batch, embeddings=True).embeddings_BTD.detach()
+            embeddings = observe(model, batch, keep=("embeddings",)).embeddings_BTD.detach()
             captum = CaptumSaliency(
                 lambda e, batch=batch, target=target: log_odds(observe(model, batch, replace_BTD=e).logits_BC, target)
             )
@@ -135,7 +135,7 @@ def test_saliency_is_captum_s(model, tokenizer, cases):
 def test_smoothgrad_agrees_with_captum_s_noise_tunnel_within_its_errors(model, tokenizer, cases):
     row, batch, target = cases[0]
     (ours,) = scores(SmoothGrad(inner=Saliency(reduction="l1"), n_samples=400, noise=0.3), model, tokenizer, cases[:1])
-    embeddings = observe(model, batch, embeddings=True).embeddings_BTD.detach()
+    embeddings = observe(model, batch, keep=("embeddings",)).embeddings_BTD.detach()
     captum = NoiseTunnel(
         CaptumSaliency(lambda e: log_odds(observe(model, {k: v.expand(len(e), -1) for k, v in batch.items() if v.dim() == 2},
                                                    replace_BTD=e).logits_BC, target.expand(len(e))))

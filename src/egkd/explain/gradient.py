@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, cut_to, predicted, take
-from egkd.models import Seen, first_token_only, log_odds, observe
+from egkd.models import Seen, log_odds, observe
 from egkd.text import SPECIAL, Batch, perturb, pool_units, visible_units, width
 
 Reduction = Literal["sum", "norm", "l1"]
@@ -48,9 +48,9 @@ def gradient_at_embeddings(
 
     Examples do not interact, so the gradient of the batch's sum holds everyone's own.
     """
-    with torch.enable_grad(), first_token_only(model):
+    with torch.enable_grad():
         point_BTD = None if embeddings_BTD is None else embeddings_BTD.detach().requires_grad_(True)
-        seen = observe(model, batch, embeddings=True, replace_BTD=point_BTD)
+        seen = observe(model, batch, keep=("embeddings",), replace_BTD=point_BTD)
         target_B = predicted(seen.logits_BC, target_B)
         assert seen.embeddings_BTD is not None
         (gradient_BTD,) = torch.autograd.grad(log_odds(seen.logits_BC, target_B).sum(), seen.embeddings_BTD)
@@ -174,7 +174,7 @@ class IntegratedGradients(GradientExplainer):
         token_budget: int,
     ) -> UnitScores:
         with torch.no_grad():
-            own = observe(model, batch, embeddings=True, replace_BTD=embeddings_BTD)
+            own = observe(model, batch, keep=("embeddings",), replace_BTD=embeddings_BTD)
             target_B = predicted(own.logits_BC, target_B)
             assert own.embeddings_BTD is not None
             base_BTD = self._baseline(model, tokenizer, batch, own.embeddings_BTD)
@@ -197,7 +197,7 @@ class IntegratedGradients(GradientExplainer):
         else:
             keep_BU = torch.zeros(len(own_BTD), width(batch), dtype=torch.bool, device=own_BTD.device)
             empty = perturb(batch, keep_BU, "mask", tokenizer)
-        seen = observe(model, empty, embeddings=True)
+        seen = observe(model, empty, keep=("embeddings",))
         assert seen.embeddings_BTD is not None
         return torch.where(word_BT[..., None], seen.embeddings_BTD, own_BTD)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, cut_to, length_batches, predicted, take
-from egkd.models import first_token_only, log_odds, observe, unwrapped
+from egkd.models import log_odds, observe, unwrapped
 from egkd.text import Batch, Operator, perturb, pool_units, visible_units, width
 
 BLOCK = 256  # coalitions of one text asked for at a time: enough to be packed well, little enough to hold
@@ -93,7 +93,7 @@ class Game:
         self.model, self.tokenizer, self.operator, self.token_budget = model, tokenizer, operator, token_budget
         config = getattr(unwrapped(model), "config", None)
         self.drops = operator == "attention" and getattr(config, "model_type", None) in _POSITION_IN_EMBEDDING
-        seen = observe(model, batch, embeddings=self.drops)
+        seen = observe(model, batch, keep=("embeddings",) if self.drops else ())
         self.logits_BC, self.embeddings_BTD = seen.logits_BC, seen.embeddings_BTD
         self.target_B = predicted(seen.logits_BC, target_B)
         self.full_B = log_odds(seen.logits_BC.float(), self.target_B).tolist()
@@ -139,8 +139,7 @@ class Game:
         else:
             kept_PTD = None
             copies = cut_to(copies, longest)
-        with first_token_only(self.model):
-            return observe(self.model, copies, replace_BTD=kept_PTD).logits_BC
+        return observe(self.model, copies, replace_BTD=kept_PTD).logits_BC
 
 
 def _play_together(plays: Mapping[int, Play], game: Game) -> dict[int, Estimate]:

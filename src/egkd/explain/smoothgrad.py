@@ -49,7 +49,7 @@ class SmoothGrad(Explainer):
         token_budget: int = TOKEN_BUDGET,
     ) -> UnitScores:
         with torch.no_grad():
-            own = observe(model, batch, embeddings=True)
+            own = observe(model, batch, keep=("embeddings",))
         target_B = predicted(own.logits_BC, target_B)
         own_BTD = own.embeddings_BTD
         assert own_BTD is not None

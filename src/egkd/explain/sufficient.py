@@ -59,7 +59,7 @@ class SufficientSubset(Explainer):
         token_budget: int = TOKEN_BUDGET,
     ) -> UnitScores:
         with torch.no_grad():
-            seen = observe(model, batch, embeddings=True)
+            seen = observe(model, batch, keep=("embeddings",))
         full_BC = seen.logits_BC.float()
         masked = soft_mask(model, tokenizer, batch, own_BTD=seen.embeddings_BTD)
         visible_BU = visible_units(batch["unit_ids"], width(batch))

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.models import Seen
+from egkd.models import Need, Seen
+from egkd.objectives.schedule import Schedule
 from egkd.text import Batch
 
 Lesson = dict[str, Tensor]
@@ -42,8 +43,12 @@ class Moment:
 
     step: int
     epoch: int
+    progress: float = 0.0
+    """Share of the training that is over, 0 to 1."""
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     """The student's tokenizer, to perturb its inputs."""
+    head: nn.Module | None = field(default=None, repr=False)
+    """What the objective trains beside the student, see `Objective.head`."""
 
 
 class Objective(BaseModel, ABC):
@@ -53,14 +58,25 @@ class Objective(BaseModel, ABC):
 
     name: ClassVar[str]
     """Its name in settings, logs and lessons."""
-    needs_embeddings: ClassVar[bool] = False
-    """Whether teaching and learning differentiate with respect to the embeddings."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What it looks at beside logits, of teacher and student: with "embeddings", gradients with respect to them."""
+    same_tokens: ClassVar[bool] = False
+    """Whether it compares tokens, so that teacher and student must share a tokenizer."""
+    keeps_head: ClassVar[bool] = False
+    """Whether its `head` stays with the finished student."""
     taught_settings: ClassVar[tuple[str, ...]] = ()
     """The settings that shape the lesson; the others may change without teaching again."""
     has_lesson: ClassVar[bool] = True
 
     weight: float = Field(default=1.0, ge=0)
     """Factor of this objective's loss in the sum. 0 switches it off, at no cost."""
+    schedule: Schedule = Schedule()
+    """When it is paid for: at which steps, for which examples."""
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether learning takes a derivative of a derivative, which not every kernel allows."""
+        return False
 
     def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Any:
         """What has to be done once before the first batch is taught (training a selector): it arrives as `teacher.prepared`.
@@ -75,8 +91,17 @@ class Objective(BaseModel, ABC):
         """What the teacher shows about each example of `batch`, given what it showed in its plain pass (`seen`).
 
         Returns one list of B 0-, 1- or 2-dimensional arrays per field, cut to each example's true size. The teacher is
-        frozen; tensors in `seen` carry a graph only if `needs_embeddings`.
+        frozen; tensors in `seen` carry a graph only if `needs` names the embeddings. A field "strength" (a number per
+        example) tells how strong the explanation is, for `Schedule.choose`.
         """
+
+    def head(self, student: nn.Module, lesson: Lesson) -> nn.Module | None:
+        """What has to be trained beside the student (a token head, projections); `lesson` is that of one example.
+
+        It arrives as `moment.head`, is saved in checkpoints, and leaves the finished student unless `keeps_head`. Nothing by
+        default.
+        """
+        return None
 
     def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
         """Perturbed copies of the batch which the student shall be observed on too. None by default."""

@@ -3,35 +3,54 @@
 Shapes: B batch, T tokens, D width, U units, C classes.
 """
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from egkd.explain.gradient import unit_scores_of_gradient
-from egkd.models import Seen, log_odds
+from egkd.models import Need, Seen, log_odds
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
-from egkd.text import Batch, visible_units, width
+from egkd.objectives.schedule import Schedule
+from egkd.text import SPECIAL, Batch, visible_units, width
+
+Scalar = Callable[[Tensor], Tensor]
+"""Of logits [B, C]: what is explained, [B]."""
+Attribution = Literal["input-x-gradient-norm", "saliency-norm", "input-x-gradient"]
+Distance = Literal["mse", "cosine", "correlation", "kl", "rank"]
+Classes = Literal["predicted", "all", "mixture"]
+STEP = 0.02  # of a finite difference, relative to the length of an example's embeddings
+TEMPERATURE = 0.1  # of "kl", between scores of length 1; SMaT's for gradient norms (Fernandes et al. 2022)
 
 
-def scores_of(seen: Seen, batch: Batch, target_B: Tensor, attribution: str, create_graph: bool) -> Tensor:
-    """Attributions of the log odds of `target_B` to units, float32 [B, U]."""
-    assert seen.embeddings_BTD is not None
-    scalar = log_odds(seen.logits_BC.float(), target_B).sum()
-    # the pass is shared, so its graph stays for whoever else differentiates it
-    (gradient_BTD,) = torch.autograd.grad(scalar, seen.embeddings_BTD, create_graph=create_graph, retain_graph=True)
-    embeddings_BTD = None if attribution == "saliency-norm" else seen.embeddings_BTD
+def scores_at(embeddings_BTD: Tensor, gradient_BTD: Tensor, batch: Batch, attribution: Attribution) -> Tensor:
+    """Attributions to units, float32 [B, U], from a gradient at the embeddings."""
+    inputs_BTD = None if attribution == "saliency-norm" else embeddings_BTD
     reduction: Literal["sum", "norm"] = "sum" if attribution == "input-x-gradient" else "norm"
-    return unit_scores_of_gradient(embeddings_BTD, gradient_BTD, batch["unit_ids"], width(batch), reduction)
+    return unit_scores_of_gradient(inputs_BTD, gradient_BTD, batch["unit_ids"], width(batch), reduction)
 
 
-def scores_distance(student_BU: Tensor, teacher_BU: Tensor, real_BU: Tensor, distance: str) -> Tensor:
+def gradient_of(scalar_B: Tensor, embeddings_BTD: Tensor, *, twice: bool) -> Tensor:
+    """The gradient of everyone's own scalar: examples do not interact, so that of the sum holds them all.
+
+    The pass is shared, so its graph stays for whoever else differentiates it.
+    """
+    (gradient_BTD,) = torch.autograd.grad(scalar_B.sum(), embeddings_BTD, create_graph=twice, retain_graph=True)
+    return gradient_BTD
+
+
+def scores_distance(student_BU: Tensor, teacher_BU: Tensor, real_BU: Tensor, distance: Distance) -> Tensor:
     """How far two score vectors point apart, float [B], whatever their scale; units outside `real_BU` do not count.
 
-    `mse`: squared distance of the L2-normalised vectors, 2 - 2 cos (AD-KD's). `correlation`: 1 - Pearson's r, which a
-    vector of equal scores cannot please. Examples with fewer than two units have no distance.
+    `mse`: squared distance of the L2-normalised vectors, 2 - 2 cos (AD-KD's). `cosine`: 1 - cos. `correlation`: 1 -
+    Pearson's r, which a vector of equal scores cannot please. `kl`: KL(softmax(t / 0.1) || softmax(s / 0.1)) of the
+    L2-normalised vectors, so that the highest scores count most. `rank`: over all pairs of units, the share of the teacher's
+    differences that the student has the wrong way round, smoothed: mean softplus(-10 (s_i - s_j)) weighted by t_i - t_j > 0,
+    over ln 2, so that equal scores cost 1. Examples with too few units to differ have no distance.
     """
     count_B = real_BU.sum(1)
     student_BU, teacher_BU = student_BU * real_BU, teacher_BU * real_BU
@@ -40,41 +59,164 @@ def scores_distance(student_BU: Tensor, teacher_BU: Tensor, real_BU: Tensor, dis
         student_BU = (student_BU - mean(student_BU)) * real_BU
         teacher_BU = (teacher_BU - mean(teacher_BU)) * real_BU
         return (1 - F.cosine_similarity(student_BU, teacher_BU, dim=1)) * (count_B > 2)
-    return (F.normalize(student_BU, dim=1) - F.normalize(teacher_BU, dim=1)).square().sum(1) * (count_B > 1)
+    if distance == "cosine":
+        return (1 - F.cosine_similarity(student_BU, teacher_BU, dim=1)) * (count_B > 1)
+    student_BU, teacher_BU = F.normalize(student_BU, dim=1), F.normalize(teacher_BU, dim=1)
+    if distance == "mse":
+        return (student_BU - teacher_BU).square().sum(1) * (count_B > 1)
+    if distance == "kl":
+        hidden_BU = ~real_BU
+        logs = [(s / TEMPERATURE).masked_fill(hidden_BU, -1e4).log_softmax(1) for s in (student_BU, teacher_BU)]
+        return F.kl_div(logs[0], logs[1], reduction="none", log_target=True).sum(1) * (count_B > 1)
+    pairs_BUU = real_BU[:, :, None] & real_BU[:, None, :]
+    weight_BUU = (teacher_BU[:, :, None] - teacher_BU[:, None, :]).clamp(min=0) * pairs_BUU
+    wrong_BUU = F.softplus(-10 * (student_BU[:, :, None] - student_BU[:, None, :])) / np.log(2)
+    return (wrong_BUU * weight_BUU).sum((1, 2)) / weight_BUU.sum((1, 2)).clamp(min=1e-8) * (count_B > 1)
 
 
 class GradientGuide(Objective):
-    """The student's gradient attributions match the teacher's, through a second derivative.
+    """The student's gradient attributions match the teacher's.
 
     The scalar explained is the log odds of the class the *teacher* predicts, for both models. The norm of
     input x gradient over a word is the default: it needs neither equal widths nor equal signs, and two teachers that
-    differ only in their seed agree on it best. Cost: one more backward pass through a backward pass, about twice plain
-    distillation.
+    differ only in their seed agree on it best.
+
+    Strategies, with F a forward pass of the student and 3 F a plain step:
+    - `exact`: the gradient of a gradient, 6 F. Needs kernels that can be differentiated twice.
+    - `finite-difference`: the same gradient from passes at shifted embeddings, 10 F. With w the derivative of the
+      distance by the gradient g, d<g, w> is that of (f(e + h w) - f(e - h w)) / 2h, with the same dropout. First order
+      only: any attention kernel, checkpointing and compiling work.
+    - `projection`: the directional derivative along random +-1 scalings v of the words' embeddings, <v, a> with a the
+      signed input x gradient, against the teacher's <v, a_T>: E_v <v, a_S - a_T>² = |a_S - a_T|², without a
+      backward pass for g. 9 F, first order only, always of "input-x-gradient" and in the teacher's units.
+    `schedule` makes each cheaper.
 
     Source: AD-KD (Wu et al. 2023) matches norms of input x gradient of tokens; ours are of words, of the log odds
-    instead of the gold label's loss.
+    instead of the gold label's loss. Random projections: Sobolev training (Czarnecki et al. 2017).
     """
 
     name: ClassVar[str] = "gradient"
-    needs_embeddings: ClassVar[bool] = True
-    taught_settings: ClassVar[tuple[str, ...]] = ("attribution",)
+    needs: ClassVar[tuple[Need, ...]] = ("embeddings",)
+    taught_settings: ClassVar[tuple[str, ...]] = ("attribution", "classes", "strategy")
 
     weight: float = Field(default=0.5, ge=0)
     """Factor of this objective's loss in the sum."""
-    attribution: Literal["input-x-gradient-norm", "saliency-norm", "input-x-gradient"] = "input-x-gradient-norm"
+    schedule: Schedule = Schedule()
+    """When it is paid for: at which steps, for which examples."""
+    strategy: Literal["exact", "finite-difference", "projection"] = "exact"
+    """How the derivative of an explanation is taken."""
+    attribution: Attribution = "input-x-gradient-norm"
     """What is matched: unsigned norms, or the signed sum."""
-    distance: Literal["mse", "correlation"] = "correlation"
+    classes: Classes = "predicted"
+    """What is explained: the class the teacher predicts, every class in turn (as many times the cost), or at each step a
+    random mixture of the classes' log odds, which needs signed scores."""
+    distance: Distance = "correlation"
     """How scores are compared, see `scores_distance`."""
 
+    @model_validator(mode="after")
+    def _signed(self) -> "GradientGuide":
+        for setting, value in (("strategy", "projection"), ("classes", "mixture")):
+            if getattr(self, setting) == value and self.attribution != "input-x-gradient":
+                raise ValueError(
+                    f"{setting} {value!r} is linear in signed scores; set attribution to 'input-x-gradient' with it"
+                )
+        return self
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Only the exact strategy."""
+        return self.strategy == "exact"
+
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
-        """The class the teacher predicts and its attributions, L2-normalised so that float16 holds them."""
+        """What is explained (the class [1] or nothing), its attributions [C, U], of length 1 so that float16 holds them, and
+        the length they had."""
+        assert seen.embeddings_BTD is not None
         target_B = seen.logits_BC.argmax(1)
-        scores_BU = F.normalize(scores_of(seen, batch, target_B, self.attribution, create_graph=False), dim=1)
-        visible_BU = visible_units(batch["unit_ids"], width(batch))
-        return {"scores": cut(scores_BU, batch), "visible": cut(visible_BU, batch), "target": list(target_B.cpu())}
+        scalars = self._scalars(seen.logits_BC, target_B)
+        scores = [
+            scores_at(seen.embeddings_BTD, gradient_of(f, seen.embeddings_BTD, twice=False), batch, self.attribution)
+            for f in scalars
+        ]
+        scores_BCU = torch.stack(scores, dim=1)
+        strength_B = scores_BCU.flatten(1).norm(dim=1)
+        return {
+            "scores": cut(scores_BCU / strength_B.clamp(min=1e-12)[:, None, None], batch),
+            "strength": list(strength_B.detach().cpu()),
+            "visible": cut(visible_units(batch["unit_ids"], width(batch)), batch),
+            "target": list(target_B.cpu()),
+        }
+
+    def _scalars(self, logits_BC: Tensor, target_B: Tensor) -> list[Tensor]:
+        """The scalars whose attributions are taught, [B] each: one, or one of each class; two classes are each other's
+        opposite."""
+        logits_BC = logits_BC.float()
+        if self.classes == "predicted" or logits_BC.shape[1] <= 2:
+            return [log_odds(logits_BC, target_B)]
+        return [log_odds(logits_BC, torch.full_like(target_B, each)) for each in range(logits_BC.shape[1])]
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
-        """`distance(a_S, a_T)` over the words that neither model's truncation cut off."""
-        scores_BU = scores_of(seen, batch, lesson["target"].long(), self.attribution, create_graph=True)
+        """`distance(a_S, a_T)` over the words that neither model's truncation cut off, the mean over what is explained."""
+        target_B, taught_BCU = lesson["target"].long(), lesson["scores"]
+        mixture_CM = torch.eye(taught_BCU.shape[1], device=taught_BCU.device)
+        if self.classes == "mixture":
+            mixture_CM = torch.randn_like(mixture_CM[:, :1])
         both_BU = visible_units(batch["unit_ids"], width(batch)) & lesson["visible"]
-        return scores_distance(scores_BU, lesson["scores"], both_BU, self.distance)
+        explain = {"exact": self._exact, "finite-difference": self._by_difference, "projection": self._by_projection}[
+            self.strategy
+        ]
+        losses = []
+        for weight_C in mixture_CM.unbind(1):
+
+            def scalar(logits_BC: Tensor, weight_C: Tensor = weight_C) -> Tensor:
+                terms = zip(weight_C, self._scalars(logits_BC, target_B), strict=True)
+                return torch.stack([weight * term for weight, term in terms if weight != 0]).sum(0)
+
+            taught_BU = (taught_BCU * weight_C[:, None]).sum(1)
+            losses.append(explain(seen, scalar, batch, taught_BU, both_BU, lesson["strength"]))
+        return torch.stack(losses).mean(0)
+
+    def _exact(
+        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor
+    ) -> Tensor:
+        assert seen.embeddings_BTD is not None
+        gradient_BTD = gradient_of(scalar(seen.logits_BC), seen.embeddings_BTD, twice=True)
+        return scores_distance(
+            scores_at(seen.embeddings_BTD, gradient_BTD, batch, self.attribution), taught_BU, both_BU, self.distance
+        )
+
+    def _by_difference(
+        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor
+    ) -> Tensor:
+        """The exact loss, whose gradient comes from two passes: -> L + [f(e + h w) - f(e - h w)] / 2h + <dL/de, e> less the
+        value of all but L."""
+        assert seen.embeddings_BTD is not None
+        assert seen.at is not None
+        point_BTD = seen.embeddings_BTD.detach().requires_grad_(True)
+        gradient_BTD = gradient_of(scalar(seen.logits_BC), seen.embeddings_BTD, twice=False).detach().requires_grad_(True)
+        with torch.enable_grad():
+            scores_BU = scores_at(point_BTD, gradient_BTD, batch, self.attribution)
+            loss_B = scores_distance(scores_BU, taught_BU, both_BU, self.distance)
+        inputs = [gradient_BTD] if self.attribution == "saliency-norm" else [gradient_BTD, point_BTD]
+        along_BTD, *direct = torch.autograd.grad(loss_B.sum(), inputs)
+        length_B = along_BTD.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+        step_B = STEP * point_BTD.detach().flatten(1).norm(dim=1)[:, None, None]
+        shift_BTD = step_B / length_B * along_BTD
+        ahead_B = scalar(seen.at(seen.embeddings_BTD + shift_BTD))
+        behind_B = scalar(seen.at(seen.embeddings_BTD - shift_BTD))
+        carrier_B = (ahead_B - behind_B) * (length_B / (2 * step_B)).flatten()
+        if direct:
+            carrier_B = carrier_B + (direct[0] * seen.embeddings_BTD).flatten(1).sum(1)
+        return loss_B.detach() + carrier_B - carrier_B.detach()
+
+    def _by_projection(
+        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor
+    ) -> Tensor:
+        assert seen.embeddings_BTD is not None
+        assert seen.at is not None
+        sign_BU = (torch.randint(0, 2, both_BU.shape, device=both_BU.device) * 2 - 1) * both_BU
+        unit_ids_BT = batch["unit_ids"]
+        scale_BT = STEP * sign_BU.gather(1, unit_ids_BT.clamp(min=0)) * (unit_ids_BT != SPECIAL)
+        ahead_B = scalar(seen.at(seen.embeddings_BTD * (1 + scale_BT[..., None])))
+        behind_B = scalar(seen.at(seen.embeddings_BTD * (1 - scale_BT[..., None])))
+        derivative_B = (ahead_B - behind_B) / (2 * STEP * strength_B.clamp(min=1e-6))
+        return (derivative_B - (sign_BU * taught_BU).sum(1)).square()

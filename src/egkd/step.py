@@ -1,0 +1,149 @@
+"""One training step: who is paid for now, what the student is observed on, and what every objective says of it.
+
+Shapes: B batch, C classes, P perturbed copies, N examples of the data set.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from egkd.models import Seen, observe
+from egkd.objectives.base import Lesson, Moment, Objective
+from egkd.text import Batch, pack
+
+CLOSE = 0.75  # batches at most so much shorter than another go through the model together with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """An objective that is paid for at this step: its factor, the examples it is paid for, and their lesson."""
+
+    objective: Objective
+    factor: float
+    rows_R: Tensor | None
+    """Places of its examples in the batch; None for all."""
+    batch: Batch
+    lesson: Lesson
+    moment: Moment
+
+
+def learn(
+    model: nn.Module,
+    objectives: Sequence[Objective],
+    batch: Batch,
+    lessons: Mapping[str, Lesson],
+    moment: Moment,
+    *,
+    steps: int,
+    pad_token_id: int,
+    heads: Mapping[str, nn.Module] | None = None,
+    strong: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Every objective's term of the loss of one step (0 where it is not paid for), and the student's logits [B, C].
+
+    A term is weight * factor * (the sum over its examples) / (share * B): what it is in expectation over all examples.
+    """
+    heads = heads or {}
+    turns = list(_turns(objectives, batch, lessons, moment, steps, heads, strong or {}))
+    copies = [turn.objective.copies(turn.batch, turn.lesson, turn.moment) for turn in turns]
+    plain, seen, views = _observe(model, batch, turns, copies, pad_token_id)
+    terms = {objective.name: plain.new_zeros(()) for objective in objectives}
+    for turn, own, view in zip(turns, seen, views, strict=True):
+        losses_R = turn.objective.learn(own, view, turn.batch, turn.lesson, turn.moment)
+        count = turn.objective.schedule.share * len(plain)
+        terms[turn.objective.name] = turn.objective.weight * turn.factor * losses_R.sum() / count
+    for name, head in heads.items():  # DistributedDataParallel waits for every parameter at every step
+        terms[name] = terms[name] + 0.0 * torch.stack([parameter.sum() for parameter in head.parameters()]).sum()
+    return terms, plain
+
+
+def _turns(
+    objectives: Sequence[Objective],
+    batch: Batch,
+    lessons: Mapping[str, Lesson],
+    moment: Moment,
+    steps: int,
+    heads: Mapping[str, nn.Module],
+    strong: Mapping[str, Tensor],
+) -> Iterator[Turn]:
+    for phase, objective in enumerate(objectives):
+        factor = objective.schedule.factor(moment.step, steps, phase)
+        if factor == 0:
+            continue
+        lesson = lessons.get(objective.name, {})
+        rows_R = None
+        if objective.schedule.share < 1:
+            rows_R = objective.schedule.rows(batch["idx"], moment.epoch, strong.get(objective.name))
+        if rows_R is not None and len(rows_R) == 0:
+            continue
+        yield Turn(
+            objective=objective,
+            factor=factor,
+            rows_R=rows_R,
+            batch=batch if rows_R is None else _rows(batch, rows_R),
+            lesson=lesson if rows_R is None else _rows(lesson, rows_R),
+            moment=replace(moment, head=heads.get(objective.name)),
+        )
+
+
+def _rows(values: Mapping[str, Tensor], rows_R: Tensor) -> dict[str, Tensor]:
+    return {name: value[rows_R.to(value.device)] for name, value in values.items()}
+
+
+def _observe(
+    model: nn.Module, batch: Batch, turns: Sequence[Turn], copies: Sequence[Sequence[Batch]], pad_token_id: int
+) -> tuple[Tensor, list[Seen], list[list[Seen]]]:
+    """The logits of the plain batch, what each turn sees of its own examples, and what it sees of its copies.
+
+    Examples that somebody looks into (embeddings, hidden states) make a pass of their own, shared by all who look into
+    the same; the others go through the model together with all copies of about their length.
+    """
+    looks: dict[tuple[int, ...] | None, list[Turn]] = {}
+    for turn in turns:
+        if turn.objective.needs:
+            looks.setdefault(None if turn.rows_R is None else tuple(turn.rows_R.tolist()), []).append(turn)
+    looked_at = {rows: _look(model, group) for rows, group in looks.items()}
+    largest = max(looks, key=lambda rows: len(batch["input_ids"]) if rows is None else len(rows), default=())
+    outside = [] if largest is None else sorted(set(range(len(batch["input_ids"]))) - set(largest))
+    outside_R = torch.tensor(outside, dtype=torch.long, device=batch["input_ids"].device)
+    rest = [_rows(batch, outside_R) if largest else batch] if outside else []
+    logits = iter(_packed(model, [*rest, *(copy for own in copies for copy in own)], pad_token_id))
+    if not outside:
+        logits_BC = looked_at[largest].logits_BC
+    elif not largest:
+        logits_BC = next(logits)
+    else:
+        inside_R = torch.tensor(largest, device=outside_R.device)
+        both = torch.cat([looked_at[largest].logits_BC, next(logits)])
+        logits_BC = both[torch.cat([inside_R, outside_R]).argsort()]
+    seen = []
+    for turn in turns:
+        if turn.objective.needs:
+            seen.append(looked_at[None if turn.rows_R is None else tuple(turn.rows_R.tolist())])
+        else:
+            seen.append(Seen(logits_BC=logits_BC if turn.rows_R is None else logits_BC[turn.rows_R]))
+    return logits_BC, seen, [[Seen(logits_BC=next(logits)) for _ in own] for own in copies]
+
+
+def _look(model: nn.Module, group: Sequence[Turn]) -> Seen:
+    """One pass for objectives that look into the same examples."""
+    needs = {name for turn in group for name in turn.objective.needs}
+    twice = any(turn.objective.differentiates_twice for turn in group)
+    return observe(model, group[0].batch, differentiable=twice, keep=needs)
+
+
+def _packed(model: nn.Module, batches: Sequence[Batch], pad_token_id: int) -> list[Tensor]:
+    """The logits of every batch, those of about equal length from one pass."""
+    found: list[Tensor] = [torch.empty(0)] * len(batches)
+    left = sorted(range(len(batches)), key=lambda place: -batches[place]["input_ids"].shape[1])
+    while left:
+        longest = batches[left[0]]["input_ids"].shape[1]
+        together = [place for place in left if batches[place]["input_ids"].shape[1] >= CLOSE * longest]
+        left = left[len(together) :]
+        packed = batches[together[0]] if len(together) == 1 else pack([batches[place] for place in together], pad_token_id)
+        logits_PC = observe(model, packed).logits_BC
+        for place, part_PC in zip(together, logits_PC.split([len(batches[p]["input_ids"]) for p in together]), strict=True):
+            found[place] = part_PC
+    return found
