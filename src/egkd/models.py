@@ -31,7 +31,8 @@ class Seen:
     attentions: tuple[Tensor, ...] | None = None
     """Attention weights of every layer, [B, heads, T, T] each, only when asked for."""
     at: Callable[[Tensor], Tensor] | None = None
-    """The logits of the same pass, with the same dropout, at other embeddings [B, T, D]; comes with `embeddings_BTD`."""
+    """The logits of the same pass, with the same dropout, at other embeddings [B, T, D], in full precision; comes with
+    `embeddings_BTD`."""
 
 
 def embedding_layer(model: nn.Module) -> nn.Module:
@@ -147,7 +148,8 @@ def observe(
         out = model(**inputs)
 
     def at(embeddings_BTD: Tensor) -> Tensor:
-        with _same_dropout(random, batch["input_ids"].device):
+        device = batch["input_ids"].device
+        with _same_dropout(random, device), torch.autocast(device.type, enabled=False):
             return observe(model, batch, replace_BTD=embeddings_BTD).logits_BC
 
     return Seen(
