@@ -1,0 +1,156 @@
+"""One training step: who is paid for, on which examples, in how few passes."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from egkd.models import Seen, observe
+from egkd.objectives import Labels, Moment, Objective, Taught, Teacher
+from egkd.objectives.base import Lesson
+from egkd.objectives.schedule import Schedule
+from egkd.predict import encode_dataset
+from egkd.step import learn
+from egkd.text import Batch, collate, perturb, width
+
+
+class Plain(Objective):
+    """Tells the first logit."""
+
+    name: ClassVar[str] = "plain"
+
+    def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
+        return {}
+
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
+        assert len(seen.logits_BC) == len(batch["input_ids"]) == len(lesson["wanted"])
+        return (seen.logits_BC[:, 0] - lesson["wanted"]).square()
+
+
+class Looking(Plain):
+    """Tells the length of the gradient."""
+
+    name: ClassVar[str] = "looking"
+    needs: ClassVar[Any] = ("embeddings",)
+
+    @property
+    def differentiates_twice(self) -> bool:
+        return True
+
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
+        assert seen.embeddings_BTD is not None
+        (gradient,) = torch.autograd.grad(seen.logits_BC[:, 0].sum(), seen.embeddings_BTD, create_graph=True)
+        return gradient.flatten(1).norm(dim=1)
+
+
+class Deeper(Looking):
+    name: ClassVar[str] = "deeper"
+
+
+class Copying(Plain):
+    """Tells the second logit without the first word."""
+
+    name: ClassVar[str] = "copying"
+    operator: Any = "mask"
+
+    def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
+        keep = torch.ones(len(batch["input_ids"]), width(batch), dtype=torch.bool)
+        keep[:, 0] = False
+        return [perturb(batch, keep, self.operator, moment.tokenizer)]
+
+    def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
+        return (copies[0].logits_BC[:, 1] - lesson["wanted"]).square()
+
+
+Step = Callable[..., dict[str, Tensor]]
+
+
+@pytest.fixture
+def model(tiny_bert: Any) -> nn.Module:
+    built: nn.Module = tiny_bert(layers=2)
+    return built
+
+
+@pytest.fixture
+def batch(tokenizer: Any, tiny_data: Dataset) -> Batch:
+    rows = encode_dataset(tiny_data.select(range(8)), tokenizer).add_column("idx", list(range(40, 48)))
+    return collate(list(rows), tokenizer.pad_token_id)
+
+
+@pytest.fixture
+def step(model: nn.Module, batch: Batch, tokenizer: Any) -> Step:
+    wanted = {"wanted": torch.arange(8.0)}
+
+    def take(*objectives: Objective, step: int = 0, epoch: int = 0, **settings: Any) -> dict[str, Tensor]:
+        moment = Moment(step=step, epoch=epoch, tokenizer=tokenizer)
+        lessons = {objective.name: wanted for objective in objectives}
+        return learn(model, objectives, batch, lessons, moment, steps=10, pad_token_id=tokenizer.pad_token_id, **settings)[0]
+
+    return take
+
+
+SHARE = Schedule(share=0.4)
+
+
+def test_a_share_of_the_batch_costs_what_its_examples_do(step: Step, model: nn.Module, batch: Batch) -> None:
+    rows = SHARE.rows(batch["idx"], 0)
+    assert rows is not None
+    assert 0 < len(rows) < 8
+    logits = observe(model, batch).logits_BC
+    expected = (logits[rows, 0] - rows).square().sum() / (0.4 * 8)
+    torch.testing.assert_close(step(Plain(schedule=SHARE, weight=3.0))["plain"], 3 * expected)
+    for guide in (Looking, Copying):
+        whole = guide(schedule=Schedule())
+        each = step(whole)[guide.name] * 8
+        parts = [step(guide(schedule=SHARE), epoch=epoch)[guide.name] * 0.4 * 8 for epoch in range(5)]
+        torch.testing.assert_close(sum(parts), 2 * each, rtol=1e-4, atol=1e-5)  # 5 epochs of 0.4: everybody twice
+
+
+def test_all_together_say_what_each_says_alone(step: Step) -> None:
+    """However examples are spread over passes, and whatever else shares them."""
+    objectives = [
+        Plain(),
+        Looking(schedule=SHARE),
+        Deeper(schedule=Schedule(share=0.7)),
+        Copying(schedule=Schedule(share=0.5), operator="delete"),
+    ]
+    together = step(*objectives)
+    for objective in objectives:
+        torch.testing.assert_close(together[objective.name], step(objective)[objective.name], rtol=1e-4, atol=1e-5)
+
+
+def test_who_is_not_paid_for_is_not_computed(step: Step, model: nn.Module) -> None:
+    passes = []
+    model.register_forward_hook(lambda _module, _inputs, _output: passes.append(1))
+    terms = step(Plain(), Copying(schedule=Schedule(every=2)), step=0)
+    assert len(passes) == 1
+    assert terms["copying"].item() == 0
+    terms = step(Plain(), Copying(schedule=Schedule(every=2)), step=1)  # its place in the list shifts its turn
+    assert terms["copying"].item() == pytest.approx(2 * step(Copying())["copying"].item(), rel=1e-5)
+
+
+def test_copies_of_about_the_same_length_share_a_pass(step: Step, model: nn.Module) -> None:
+    sizes = []
+    model.register_forward_hook(lambda _module, _inputs, output: sizes.append(len(output.logits)))
+    step(Plain(), Copying())
+    assert sizes == [16]
+    sizes.clear()
+    step(Plain(), Looking(schedule=SHARE), Copying())
+    assert len(sizes) == 2
+    assert sum(sizes) == 16
+
+
+def test_an_unused_head_takes_part_in_the_loss(step: Step) -> None:
+    head = nn.Linear(2, 1)
+    terms = step(Plain(schedule=Schedule(start=5)), heads={"plain": head})
+    terms["plain"].backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.abs().sum() == 0
+
+
+def test_labels_are_spared_where_there_are_none(step: Step, batch: Batch) -> None:
+    batch["labels"] = torch.full((8,), -100)
+    assert step(Labels())["labels"].item() == 0
