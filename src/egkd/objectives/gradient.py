@@ -97,7 +97,7 @@ class GradientGuide(Objective):
 
     name: ClassVar[str] = "gradient"
     needs: ClassVar[tuple[Need, ...]] = ("embeddings",)
-    taught_settings: ClassVar[tuple[str, ...]] = ("attribution", "classes", "strategy")
+    taught_settings: ClassVar[tuple[str, ...]] = ("attribution", "classes")
 
     weight: float = Field(default=0.5, ge=0)
     """Factor of this objective's loss in the sum."""
