@@ -1,22 +1,18 @@
-"""Who learns: layers of the teacher, or any pre-trained encoder. Loading classifiers, with checks, lives here too."""
+"""Loading classifiers, encoders and tokenizers, with checks: whatever goes wrong is one line."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.data import Task
-
-LAYERS = "layers:"
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a folder or hub id. Raises ValueError, one line."""
-    tokenizer = _loaded(AutoTokenizer, source, trust_remote_code=trust_remote_code)
+    tokenizer = loaded(AutoTokenizer, source, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has a slow tokenizer without character offsets; save it with a tokenizer.json")
     if tokenizer.pad_token_id is None:
@@ -31,7 +27,7 @@ def load_classifier(source: str, task: Task | None = None, *, trust_remote_code:
 
     Raises ValueError where weights are broken, its head was never trained, or its labels cannot be the task's.
     """
-    model, info = _loaded(
+    model, info = loaded(
         AutoModelForSequenceClassification,
         source,
         dtype=torch.float32,
@@ -74,7 +70,7 @@ def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: b
     """A pre-trained encoder with a head for `task`, float32; a new head is drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _loaded(
+        return loaded(
             AutoModelForSequenceClassification,
             source,
             dtype=torch.float32,
@@ -97,84 +93,7 @@ def label_settings(task: Task) -> dict[str, Any]:
     }
 
 
-def build_student(
-    spec: str, teacher: str, task: Task, *, seed: int = 0, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untrained student that `spec` describes and its tokenizer.
-
-    `layers:0,2,4` keeps these layers of the teacher (a folder or hub id), `layers:3` as many, evenly spread from the first
-    to the last; embeddings and head are the teacher's. Anything else is a local folder or hub id.
-    """
-    if spec.startswith(LAYERS):
-        model = load_encoder(teacher, task, seed=seed, trust_remote_code=trust_remote_code)
-        keep_layers(model, parse_layers(spec, model.config.num_hidden_layers))
-        return model, load_tokenizer(teacher, trust_remote_code=trust_remote_code)
-    model = load_encoder(spec, task, seed=seed, trust_remote_code=trust_remote_code)
-    return model, load_tokenizer(spec, trust_remote_code=trust_remote_code)
-
-
-def check_student(spec: str, teacher: str, *, trust_remote_code: bool = False) -> None:
-    """Refuse a student that cannot be built, by reading configs only. Raises ValueError."""
-    if spec.startswith(LAYERS):
-        depth = getattr(_loaded(AutoConfig, teacher, trust_remote_code=trust_remote_code), "num_hidden_layers", None)
-        if depth is None:
-            raise ValueError(f"{teacher} has no layers to choose from; name a student by its path")
-        parse_layers(spec, depth)
-    else:
-        _loaded(AutoConfig, spec, trust_remote_code=trust_remote_code)
-
-
-def parse_layers(spec: str, depth: int) -> list[int]:
-    """The layers that `layers:...` names in a teacher of `depth` layers. Raises ValueError."""
-    wanted = spec.removeprefix(LAYERS)
-    try:
-        numbers = [int(part) for part in wanted.split(",")]
-    except ValueError:
-        raise ValueError(f"student {spec!r} names no layers; write layers:0,2,4 (these) or layers:3 (as many)") from None
-    if "," not in wanted:
-        if not 1 <= numbers[0] <= depth:
-            raise ValueError(f"student {spec!r} asks for {numbers[0]} layers, the teacher has {depth}")
-        return spread(numbers[0], depth)
-    wrong = [number for number in numbers if not 0 <= number < depth]
-    if wrong or len(set(numbers)) < len(numbers):
-        problem = f"layer {wrong[0]}, the teacher has layers 0 to {depth - 1}" if wrong else "a layer twice"
-        raise ValueError(f"student {spec!r} asks for {problem}")
-    return numbers
-
-
-def spread(count: int, depth: int) -> list[int]:
-    """`count` layers of `depth`, evenly spread from the first to the last (only the first for one)."""
-    return [round(index * (depth - 1) / max(count - 1, 1)) for index in range(count)]
-
-
-def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Keep only these encoder layers of `model`, in this order, and make its config say so.
-
-    Raises ValueError for architectures whose layers are not separate modules (ALBERT shares one).
-    """
-    depth = model.config.num_hidden_layers
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    if len(found) != 1:  # with two lists (XLM, BART) nobody knows what belongs together
-        raise ValueError(f"{type(model).__name__} has no one list of {depth} layers to choose from; name a student by its path")
-    ((parent, name, child),) = found
-    kept = nn.ModuleList([child[index] for index in layers])
-    for index, module in enumerate(kept):
-        for part in module.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = index  # type: ignore[assignment]
-    setattr(parent, name, kept)
-    kinds = getattr(model.config, "layer_types", None)
-    if kinds is not None:
-        model.config.layer_types = [kinds[index] for index in layers]
-    model.config.num_hidden_layers = len(layers)
-
-
-def _loaded(kind: Any, source: str, **settings: Any) -> Any:
+def loaded(kind: Any, source: str, **settings: Any) -> Any:
     """`kind.from_pretrained`, with its many ways to fail turned into one line."""
     local = Path(source).expanduser()
     if not local.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):

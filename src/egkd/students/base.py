@@ -1,0 +1,54 @@
+"""What a student is before it exists: a checked description, and what it is made from."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from datasets import Dataset
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from egkd.data import Task
+from egkd.text import MAX_LENGTH
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a student is made from."""
+
+    teacher: str
+    """Folder or hub id."""
+    task: Task
+    seed: int = 0
+    """Of the weights that are drawn."""
+    trust_remote_code: bool = False
+    examples: Dataset | None = None
+    """Rows of `text`, perhaps `text_pair`, and `label`, from which pruning learns what the teacher needs."""
+    max_length: int = MAX_LENGTH
+    """Tokens after which those are cut."""
+
+
+class Student(BaseModel, ABC):
+    """One kind of student with its options, as `--student` describes it; nothing is loaded yet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @abstractmethod
+    def check(self, teacher: str, *, trust_remote_code: bool) -> None:
+        """Refuse what cannot be built, by reading configs only. Raises ValueError, one line."""
+
+    @abstractmethod
+    def build(self, origin: Origin) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The untrained model, in float32, and its tokenizer. Raises ValueError, one line."""
+
+
+def options(spec: str, described: str) -> dict[str, str]:
+    """`a=1,b=2` as a dictionary. Raises ValueError for what has no value, or two."""
+    found: dict[str, str] = {}
+    for part in described.split(","):
+        name, equals, value = part.strip().partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"student {spec!r}: found {part!r}, expected options like name=value, with commas between them")
+        if name in found:
+            raise ValueError(f"student {spec!r} sets {name} twice; say which")
+        found[name] = value
+    return found
