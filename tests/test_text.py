@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import ByT5Tokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, ByT5Tokenizer
 
+from egkd.models import observe
 from egkd.text import (
     SPECIAL,
     _owners,
@@ -47,13 +48,21 @@ def units(text: str) -> list[str]:
         ("iPhone日本", ["iPhone", "日", "本"]),
         ("한국 영화", ["한", "국", "영", "화"]),
         ("Привет мир", ["Привет", "мир"]),
-        ("good 👍🏽!", ["good", "👍", "🏽", "!"]),
+        ("good 👍🏽!", ["good", "👍🏽", "!"]),
+        ("👩\u200d👩\u200d👧 👩🏽\u200d❤\ufe0f\u200d👨🏻!", ["👩\u200d👩\u200d👧", "👩🏽\u200d❤\ufe0f\u200d👨🏻", "!"]),
+        ("👍👍 🇩🇪🇫🇷", ["👍", "👍", "🇩🇪", "🇫🇷"]),
+        ("1\ufe0f\u20e3 *\ufe0f\u20e3", ["1\ufe0f\u20e3", "*\ufe0f\u20e3"]),
         ("love ❤\ufe0f it", ["love", "❤\ufe0f", "it"]),
         ("cafe\u0301 nai\u0308ve", ["cafe\u0301", "nai\u0308ve"]),
         ("हिन्दी फ़िल्म", ["हिन्दी", "फ़िल्म"]),
         ("می\u200cخواهم", ["می\u200cخواهم"]),
         ("½ x² Ⅷ", ["½", "x²", "Ⅷ"]),
-        ("a\u200bb", ["a", "\u200b", "b"]),
+        (
+            "a\u200bb \u200b hy\u00adphen, \ufeffword\u200f!",
+            ["a\u200bb", "\u200b", "hy\u00adphen", ",", "\ufeffword\u200f", "!"],
+        ),
+        ("caf\ufffd a\x00b", ["caf\ufffd", "a\x00b"]),
+        ("日\u200b本", ["日\u200b", "本"]),
         ("wide\u3000space\u00a0here", ["wide", "space", "here"]),
         ("…“quoted”—dash", ["…", "“", "quoted", "”", "—", "dash"]),
     ],
@@ -210,7 +219,7 @@ def test_a_batch_of_empty_texts_has_one_unit(tokenizer: Any) -> None:
     batch = collate([row(encode(tokenizer, [""]))], tokenizer.pad_token_id)
     assert width(batch) == 1
     assert not visible_units(batch["unit_ids"], 1).any()
-    for operator in ("mask", "delete", "attention"):
+    for operator in ("mask", "delete", "attention", "gather"):
         copy = perturb(batch, torch.zeros(1, 1, dtype=torch.bool), operator, tokenizer)
         assert torch.equal(copy["input_ids"], batch["input_ids"])
 
@@ -258,6 +267,72 @@ def test_deleting_closes_the_gap(either: Any, batch: dict[str, torch.Tensor]) ->
         assert copy["attention_mask"][place][: int(kept[place].sum())].all()
 
 
+def test_gathering_is_deleting_with_every_token_in_its_old_place(either: Any, batch: dict[str, torch.Tensor]) -> None:
+    copy, shorter = perturb(batch, KEEP, "gather", either), perturb(batch, KEEP, "delete", either)
+    assert set(copy) == {*shorter, "position_ids"}
+    for name, value in shorter.items():
+        assert torch.equal(copy[name], value)
+    kept = ~gone(batch) & batch["attention_mask"].bool()
+    for place in range(3):
+        old = kept[place].nonzero()[:, 0].tolist()
+        assert copy["position_ids"][place].tolist() == old + [0] * (copy["position_ids"].shape[1] - len(old))
+
+
+ABSOLUTE = {"bert": {}, "roberta": {}, "electra": {"embedding_size": 8}, "albert": {"embedding_size": 8}, "distilbert": {}}
+
+
+@pytest.mark.parametrize("kind", [*ABSOLUTE, "xlm-roberta", "camembert"])
+def test_a_gathered_token_stands_where_it_stood(kind: str, batch: dict[str, torch.Tensor], either: Any) -> None:
+    """Where positions are in the embeddings, a token that nobody attends to may as well be gone."""
+    model = tiny_model(kind, either)
+    expected = observe(model, perturb(batch, KEEP, "attention", either)).logits_BC
+    found = observe(model, perturb(batch, KEEP, "gather", either)).logits_BC
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    deleted = observe(model, perturb(batch, KEEP, "delete", either)).logits_BC
+    assert (deleted - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "mpnet", "funnel"])
+def test_models_that_count_distances_are_given_shorter_texts(kind: str, batch: dict[str, torch.Tensor], either: Any) -> None:
+    """Absolute positions are kept as far as the model has them; the last one's `forward` takes none."""
+    model = tiny_model(kind, either)
+    found = observe(model, perturb(batch, KEEP, "gather", either)).logits_BC
+    deleted = observe(model, perturb(batch, KEEP, "delete", either)).logits_BC
+    assert torch.equal(found, deleted) == (kind != "mpnet")
+    everything = observe(model, perturb(batch, torch.ones_like(KEEP), "gather", either)).logits_BC
+    torch.testing.assert_close(everything, observe(model, batch).logits_BC)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_packing_loses_no_positions(kind: str, batch: dict[str, torch.Tensor], either: Any) -> None:
+    model = tiny_model(kind, either)
+    parts = [batch, perturb(batch, KEEP, "gather", either), perturb(batch, ~KEEP, "gather", either)]
+    packed = observe(model, pack(parts, either.pad_token_id)).logits_BC
+    torch.testing.assert_close(packed, torch.cat([observe(model, part).logits_BC for part in parts]), atol=1e-5, rtol=1e-4)
+
+
+def tiny_model(kind: str, tokenizer: Any) -> torch.nn.Module:
+    """A random classifier of an architecture, whose positions matter."""
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": 70,
+        "initializer_range": 0.4,
+    }
+    if kind == "distilbert":
+        settings |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    elif kind == "funnel":
+        settings |= {"d_model": 32, "block_sizes": [1, 1], "n_head": 2, "d_head": 16, "d_inner": 64, "num_decoder_layers": 1}
+    else:
+        settings |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "deberta-v2":
+        settings |= {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]}
+    config = AutoConfig.for_model(kind, **settings | ABSOLUTE.get(kind, {}))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForSequenceClassification.from_config(config).eval()
+
+
 @given(words=WORDS, keeps=st.lists(st.booleans(), min_size=9, max_size=9))
 @settings(max_examples=60, deadline=None)
 def test_deleting_words_is_tokenising_the_text_without_them(tokenizer: Any, words: list[str], keeps: list[bool]) -> None:
@@ -271,7 +346,7 @@ def test_deleting_words_is_tokenising_the_text_without_them(tokenizer: Any, word
     assert copy["input_ids"][0].tolist() == tokenizer(left)["input_ids"]
 
 
-@pytest.mark.parametrize("operator", ["mask", "delete", "attention"])
+@pytest.mark.parametrize("operator", ["mask", "delete", "attention", "gather"])
 def test_keeping_everything_changes_nothing_and_nothing_given_is_changed(
     either: Any, batch: dict[str, torch.Tensor], operator: Any
 ) -> None:
@@ -285,7 +360,7 @@ def test_keeping_everything_changes_nothing_and_nothing_given_is_changed(
             assert torch.equal(everything[name], value)
 
 
-@pytest.mark.parametrize("operator", ["mask", "delete", "attention"])
+@pytest.mark.parametrize("operator", ["mask", "delete", "attention", "gather"])
 def test_specials_always_stay(either: Any, batch: dict[str, torch.Tensor], operator: Any) -> None:
     copy = perturb(batch, torch.zeros_like(KEEP), operator, either)
     for place in range(3):

@@ -18,11 +18,17 @@ Operator = Literal["mask", "delete", "attention"]
 
 SPECIAL = -1  # unit id of special tokens and padding: they belong to no word
 MAX_LENGTH = 128  # tokens; GLUE's usual limit
-UNIT_RULE = 2  # raised whenever `unit_spans` changes, because lessons are stored in units
+UNIT_RULE = 3  # raised whenever units or their tokens change, because lessons are stored in units
 
 _CJK = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTER = rf"(?:(?![{_CJK}])[\w\p{{M}}\p{{N}}])"  # with their marks: vowel signs and accents of their own are parts of words
-_UNIT = regex.compile(rf"[{_CJK}]\p{{M}}*|{_LETTER}+(?:['’]{_LETTER}+)*|[^\s\x1c-\x1f]\p{{M}}*")
+_SPACE = r"\s\x1c-\x1f"
+# What never stands alone belongs to what it follows: accents and vowel signs of their own, zero-width and control characters,
+# which many tokenizers throw away before they cut, and the skin tones of emoji.
+_JOINED = rf"(?:(?![{_SPACE}])[\p{{M}}\p{{C}}\ufffd\U0001f3fb-\U0001f3ff])"
+_LETTER = rf"(?:(?![{_CJK}])[\w\p{{N}}]|{_JOINED})"
+_EMOJI = rf"(?:(?<=\u200d)\p{{Extended_Pictographic}}{_JOINED}*)"  # that a joiner ties to the one before: families, professions
+_SYMBOL = rf"(?:[\U0001f1e6-\U0001f1ff]{{2}}|[^{_SPACE}]){_JOINED}*{_EMOJI}*"  # a flag is two letters
+_UNIT = regex.compile(rf"[{_CJK}]{_JOINED}*|{_LETTER}+(?:['’]{_LETTER}+)*|{_SYMBOL}")
 
 
 def unit_spans(text: str) -> list[tuple[int, int]]:
@@ -40,8 +46,9 @@ def encode(
 
     Returns the tokenizer's own columns (`input_ids`, `attention_mask`, perhaps `token_type_ids`), without padding, and
     `unit_ids` (a list of T ints per example, -1 for special tokens), `n_units` (units in the raw text, also those cut
-    off) and `length` (T). A token that touches two units belongs to the one it shares most characters with, a token of
-    white space alone to the unit that follows.
+    off) and `length` (T). A token that touches several units belongs to the one it shares most characters with (of equals
+    the first), a token of white space alone to the unit that follows; a unit whose characters all lie in tokens of others has
+    no token, as one that is cut off.
 
     Raises ValueError for a tokenizer without character offsets (a slow one).
     """
@@ -87,10 +94,10 @@ def _unit_of(offset: tuple[int, int], owners: list[int], first: int) -> int:
     inside = [unit for unit in owners[offset[0] : offset[1]] if unit != SPECIAL]
     if not inside:
         inside = [unit for unit in owners[offset[1] :] if unit != SPECIAL][:1]
-    return first + max(set(inside), key=inside.count) if inside else SPECIAL
+    return first + max(dict.fromkeys(inside), key=inside.count) if inside else SPECIAL  # of equals the first
 
 
-_PADDING = {"attention_mask": 0, "token_type_ids": 0, "unit_ids": SPECIAL, "special_tokens_mask": 1}
+_PADDING = {"attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "unit_ids": SPECIAL, "special_tokens_mask": 1}
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
