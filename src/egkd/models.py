@@ -118,9 +118,17 @@ def compiled(model: nn.Module) -> bool:
 
 
 def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The part of a batch this model's `forward` takes."""
+    """The part of a batch this model's `forward` takes.
+
+    Positions of tokens are counted from 0 in a batch; RoBERTa and its like count theirs from the row after padding's.
+    """
     accepted = inspect.signature(type(unwrapped(model)).forward).parameters
-    return {name: batch[name] for name in MODEL_INPUTS if name in batch and name in accepted}
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch and name in accepted}
+    if "position_ids" in inputs:
+        positions = getattr(embedding_layer(unwrapped(model)), "position_embeddings", None)
+        padding = getattr(positions, "padding_idx", None)
+        inputs["position_ids"] = inputs["position_ids"] + (0 if padding is None else padding + 1)
+    return inputs
 
 
 def observe(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 Batch = dict[str, Tensor]
-Operator = Literal["mask", "delete", "attention"]
+Operator = Literal["mask", "delete", "attention", "gather"]
 
 SPECIAL = -1  # unit id of special tokens and padding: they belong to no word
 MAX_LENGTH = 128  # tokens; GLUE's usual limit
@@ -139,7 +139,9 @@ def perturb(batch: Batch, keep_BU: Tensor, operator: Operator, tokenizer: PreTra
     """The batch with the units outside `keep_BU` (bool [B, U]) removed; special tokens always stay.
 
     `mask` puts the mask token in their place, `attention` hides them from attention, `delete` closes the gap (shorter
-    sequences, cheaper). Only the inputs of a model and `unit_ids`, `n_units` come back.
+    sequences, cheaper), `gather` does so too but leaves every token its old position (`position_ids`, counted from 0): what
+    `attention` says at the price of `delete`, for models that know a position from its embedding alone. Only the inputs of
+    a model and `unit_ids`, `n_units` come back.
     """
     unit_ids_BT = batch["unit_ids"]
     keep_BT = (unit_ids_BT == SPECIAL) | keep_BU.gather(1, unit_ids_BT.clamp(min=0))
@@ -151,6 +153,8 @@ def perturb(batch: Batch, keep_BU: Tensor, operator: Operator, tokenizer: PreTra
     elif operator == "attention":
         copy["attention_mask"] = copy["attention_mask"] * keep_BT
     else:
+        if operator == "gather":
+            copy.setdefault("position_ids", _places(copy["input_ids"]))
         order_BT = (~(keep_BT & copy["attention_mask"].bool())).to(torch.uint8).argsort(dim=1, stable=True)
         kept_B = (keep_BT & copy["attention_mask"].bool()).sum(1)
         longest = int(kept_B.max())
@@ -162,13 +166,23 @@ def perturb(batch: Batch, keep_BU: Tensor, operator: Operator, tokenizer: PreTra
     return copy
 
 
+def _places(input_ids_BT: Tensor) -> Tensor:
+    """Where tokens stand, counted from 0; padding is on the right."""
+    return torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device).expand(input_ids_BT.shape)
+
+
 def repeat(batch: Batch, times: int) -> Batch:
     """Every example `times` over, copies of one example beside each other: [B * times, ...]."""
     return {name: value.repeat_interleave(times, dim=0) for name, value in batch.items()}
 
 
 def pack(batches: Sequence[Batch], pad_token_id: int) -> Batch:
-    """Stack batches of different lengths into one, padded to the longest; of what all of them have."""
+    """Stack batches of different lengths into one, padded to the longest; of what all of them have.
+
+    Where some tokens have positions of their own (see `perturb`), the others get those they have anyway.
+    """
+    if any("position_ids" in batch for batch in batches):
+        batches = [{"position_ids": _places(batch["input_ids"])} | batch for batch in batches]
     longest = max(batch["input_ids"].shape[1] for batch in batches)
     packed: Batch = {}
     for name in (name for name in batches[0] if all(name in batch for batch in batches)):

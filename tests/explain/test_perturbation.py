@@ -79,7 +79,7 @@ def test_deleted_words_cost_nothing_and_nothing_is_asked_twice(watched, tokenize
     shapes.clear()
     score_dataset(Lime(n_samples=2000), model, tokenizer, rows)
     assert sum(copies for copies, _ in shapes) <= 1 + 15 * 8  # a block asks for each of 15 coalitions at most once
-    for operator in ("delete", "attention"):
+    for operator in ("delete", "attention", "gather"):
         shapes.clear()
         score_dataset(Occlusion(operator=operator), model, tokenizer, rows)
         assert sorted(shapes) == [(1, 6), (4, 5)]

@@ -120,7 +120,7 @@ class Game:
     def _packed(self, row_P: Tensor, keep_PU: Tensor) -> Floats:
         """Values of coalitions, longest first, in passes as full as the token budget allows."""
         length_P = self.length_B[row_P]
-        if self.drops or self.operator == "delete":
+        if self.drops or self.operator in ("delete", "gather"):
             length_P = length_P - (self.tokens_BU[row_P] * ~keep_PU).sum(1)
         lengths = length_P.tolist()
         values_P = torch.empty(len(row_P), device=row_P.device)
