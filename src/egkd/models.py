@@ -150,6 +150,8 @@ def observe(
     with ExitStack() as stack:
         if differentiable:
             stack.enter_context(double_backward())
+        if compiled(model) and (embeddings or replace_BTD is not None):  # a compiled graph cannot be tapped
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if not layers:
             stack.enter_context(first_token_only(model))
         kept = stack.enter_context(tapped_embeddings(model, replace_BTD)) if embeddings or replace_BTD is not None else [None]

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     EvalPrediction,
@@ -103,6 +104,9 @@ class DistillationTrainer(Trainer):
         self.args = args = args or TrainingArguments(output_dir="distilled")
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
+        if teacher is not None:
+            theirs = AutoConfig.from_pretrained(teacher) if isinstance(teacher, str | Path) else teacher.config
+            self.objectives = [objective.between(theirs, model.config) for objective in self.objectives]
         self._differentiates_twice = any(objective.differentiates_twice for objective in self.objectives)
         lessons: dict[str, Lessons] = {}
         if train_dataset is not None:
@@ -185,6 +189,7 @@ class DistillationTrainer(Trainer):
             step=state.global_step,
             epoch=int(state.epoch or 0),
             progress=state.global_step / steps,
+            epochs=max(int(state.num_train_epochs), 1),
             tokenizer=self.processing_class,  # type: ignore[arg-type]
         )
         terms, logits_BC = learn(
@@ -287,8 +292,6 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     twice = [objective.name for objective in objectives if objective.differentiates_twice]
     if not twice:
         return
-    if args.torch_compile:
-        raise ValueError(f"torch_compile cannot differentiate twice, which {twice[0]} needs; switch one of them off")
     checkpointing = getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
     reentrant = (getattr(args, "gradient_checkpointing_kwargs", None) or {}).get("use_reentrant", False)
     if checkpointing and reentrant:
