@@ -93,6 +93,15 @@ def test_projections_are_unbiased_for_the_squared_distance(setting: Setting) -> 
     assert ((draws.mean(0) - expected).abs() < 4.5 * error + 1e-3 * expected).all()
 
 
+@pytest.mark.parametrize("strategy", ["exact", "finite-difference"])
+def test_a_lesson_may_be_padded_to_more_words_than_the_batch_has(setting: Setting, strategy: Any) -> None:
+    guide = GradientGuide(strategy=strategy)
+    student, batch, lesson, moment = setting(guide)
+    padded = lesson | {name: torch.nn.functional.pad(lesson[name], (0, 3)) for name in ("scores", "visible")}
+    losses = [derivative(guide, student, batch, each, moment)[0] for each in (lesson, padded)]
+    assert torch.equal(*losses)
+
+
 def test_two_classes_are_one_view_and_three_are_three(setting: Setting) -> None:
     for classes, views in ((1, 1), (2, 1), (3, 3)):
         _, _, lesson, _ = setting(GradientGuide(classes="all"), classes=classes)

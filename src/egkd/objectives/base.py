@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from egkd.models import Need, Seen
 from egkd.objectives.schedule import Schedule
@@ -45,6 +45,8 @@ class Moment:
     epoch: int
     progress: float = 0.0
     """Share of the training that is over, 0 to 1."""
+    epochs: int = 1
+    """Epochs in all, a begun one counts."""
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     """The student's tokenizer, to perturb its inputs."""
     head: nn.Module | None = field(default=None, repr=False)
@@ -62,6 +64,8 @@ class Objective(BaseModel, ABC):
     """What it looks at beside logits, of teacher and student: with "embeddings", gradients with respect to them."""
     same_tokens: ClassVar[bool] = False
     """Whether it compares tokens, so that teacher and student must share a tokenizer."""
+    reads_labels: ClassVar[bool] = False
+    """Whether its lesson depends on gold labels."""
     keeps_head: ClassVar[bool] = False
     """Whether its `head` stays with the finished student."""
     taught_settings: ClassVar[tuple[str, ...]] = ()
@@ -77,6 +81,13 @@ class Objective(BaseModel, ABC):
     def differentiates_twice(self) -> bool:
         """Whether learning takes a derivative of a derivative, which not every kernel allows."""
         return False
+
+    def between(self, teacher: PreTrainedConfig, student: PreTrainedConfig) -> Self:
+        """This objective as it stands between two models, told from their configs alone: what depends on them is filled in.
+
+        Raises ValueError where it cannot work between them. Itself by default; of what comes back it is itself.
+        """
+        return self
 
     def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Any:
         """What has to be done once before the first batch is taught (training a selector): it arrives as `teacher.prepared`.
@@ -109,7 +120,10 @@ class Objective(BaseModel, ABC):
 
     @abstractmethod
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
-        """How far the student is from the lesson: float [B], one loss per example, differentiable, without the weight."""
+        """How far the student is from the lesson: float [B], one loss per example, differentiable, without the weight.
+
+        The examples may be a share of a batch, so a lesson may be padded to more units than `text.width(batch)`.
+        """
 
     def lesson_key(self) -> dict[str, Any]:
         """What of this objective a lesson depends on."""
@@ -119,3 +133,8 @@ class Objective(BaseModel, ABC):
 def cut(values_BU: Tensor, batch: Batch) -> list[Any]:
     """Rows cut to each example's own number of units (at least 1), as a lesson stores them. Units come last."""
     return [row[..., : max(n, 1)].cpu() for row, n in zip(values_BU.detach(), batch["n_units"].tolist(), strict=True)]
+
+
+def cut_tokens(values_BT: Tensor, batch: Batch) -> list[Any]:
+    """Rows cut to each example's own number of tokens, special ones included. Tokens come first after B."""
+    return [row[:n].cpu() for row, n in zip(values_BT.detach(), batch["attention_mask"].sum(1).tolist(), strict=True)]

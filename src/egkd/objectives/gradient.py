@@ -156,11 +156,12 @@ class GradientGuide(Objective):
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """`distance(a_S, a_T)` over the words that neither model's truncation cut off, the mean over what is explained."""
-        target_B, taught_BCU = lesson["target"].long(), lesson["scores"]
+        n_units = width(batch)  # fewer than the lesson is padded to, where the examples are a share of a batch
+        target_B, taught_BCU = lesson["target"].long(), lesson["scores"][..., :n_units]
         mixture_CM = torch.eye(taught_BCU.shape[1], device=taught_BCU.device)
         if self.classes == "mixture":
             mixture_CM = torch.randn_like(mixture_CM[:, :1])
-        both_BU = visible_units(batch["unit_ids"], width(batch)) & lesson["visible"]
+        both_BU = visible_units(batch["unit_ids"], n_units) & lesson["visible"][:, :n_units]
         explain = {"exact": self._exact, "finite-difference": self._by_difference, "projection": self._by_projection}[
             self.strategy
         ]
