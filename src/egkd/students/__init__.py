@@ -7,21 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.config import near
 from egkd.data import Task
 from egkd.students.base import Origin, Student
+from egkd.students.convolutional import TextCNNConfig, TextCNNForSequenceClassification, TextCNNStudent
 from egkd.students.encoder import Encoder
 from egkd.students.layers import LAYERS, Layers, keep_layers, parse_layers, spread
 from egkd.students.loading import label_order, label_settings, load_classifier, load_encoder, load_tokenizer
+from egkd.students.recurrent import BiLSTMConfig, BiLSTMForSequenceClassification, BiLSTMStudent
 from egkd.text import MAX_LENGTH
 
 __all__ = [
     "LAYERS",
     "STUDENTS",
+    "BiLSTMConfig",
+    "BiLSTMForSequenceClassification",
     "Origin",
     "Student",
+    "TextCNNConfig",
+    "TextCNNForSequenceClassification",
     "build_student",
     "check_student",
     "keep_layers",
@@ -35,8 +41,20 @@ __all__ = [
     "spread",
 ]
 
-STUDENTS: dict[str, Callable[[str, str], Student]] = {"layers": Layers.described}
+STUDENTS: dict[str, Callable[[str, str], Student]] = {
+    "layers": Layers.described,
+    "bilstm": BiLSTMStudent.described,
+    "textcnn": TextCNNStudent.described,
+}
 """Each kind of student by the word its spec begins with, made from the spec and what stands after the colon."""
+
+# so that Auto classes, Trainer and pipelines can load what was saved
+for _config, _model in (
+    (BiLSTMConfig, BiLSTMForSequenceClassification),
+    (TextCNNConfig, TextCNNForSequenceClassification),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
 
 
 def parse_student(spec: str) -> Student:

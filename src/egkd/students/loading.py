@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.data import Task
+from egkd.models import reads_last_token
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -16,10 +17,21 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has a slow tokenizer without character offsets; save it with a tokenizer.json")
     if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
+        last = tokenizer("a")["input_ids"][-1:]  # what ends every text cannot be told from padding by who reads the last token
+        free = [token for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token) if token is not None]
+        free = [token for token in free if [tokenizer.convert_tokens_to_ids(token)] != last]
+        if not free:
             raise ValueError(f"the tokenizer of {source} has no padding token; set one and save it")
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = free[0]
     return tokenizer
+
+
+def _know_padding(model: PreTrainedModel, source: str, trust_remote_code: bool) -> PreTrainedModel:
+    """A decoder must be told what padding is; many checkpoints leave that to their tokenizer."""
+    config = model.config.get_text_config()
+    if reads_last_token(model) and (config.pad_token_id is None or config.pad_token_id < 0):
+        config.pad_token_id = load_tokenizer(source, trust_remote_code=trust_remote_code).pad_token_id
+    return model
 
 
 def load_classifier(source: str, task: Task | None = None, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -41,7 +53,7 @@ def load_classifier(source: str, task: Task | None = None, *, trust_remote_code:
     if task is not None and model.config.num_labels != task.num_labels:
         wanted = f"{task.num_labels} ({', '.join(task.label_names)})" if task.label_names else "1 (regression)"
         raise ValueError(f"{source} predicts {model.config.num_labels} labels, the data needs {wanted}; use another teacher")
-    return model.eval()
+    return _know_padding(model, source, trust_remote_code).eval()
 
 
 def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
@@ -70,7 +82,7 @@ def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: b
     """A pre-trained encoder with a head for `task`, float32; a new head is drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return loaded(
+        model = loaded(
             AutoModelForSequenceClassification,
             source,
             dtype=torch.float32,
@@ -79,6 +91,7 @@ def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: b
             trust_remote_code=trust_remote_code,
             **label_settings(task),
         )
+    return _know_padding(model, source, trust_remote_code)
 
 
 def label_settings(task: Task) -> dict[str, Any]:

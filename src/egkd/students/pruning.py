@@ -45,7 +45,7 @@ def check_thin(config: Any, *, ffn: int | None, heads: int | None) -> None:
     if heads is not None:
         if getattr(config, "num_key_value_heads", None) is None:
             raise ValueError(
-                f"heads={heads}: the head size of {config.model_type} is always hidden size / heads, so a checkpoint with fewer heads "
+                f"heads={heads}: in {config.model_type} a head's size is always hidden size / heads, so fewer of them "
                 "could not be loaded again; leave it out and set ffn"
             )
         shared = config.num_attention_heads // config.num_key_value_heads
