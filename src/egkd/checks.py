@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from egkd.config import RunConfig, check, near
-from egkd.data import Task, TaskData
+from egkd.data import TaskData
 from egkd.objectives import OBJECTIVES, Objective
-from egkd.students import LAYERS, build_student, load_encoder, load_tokenizer
+from egkd.students import build_student, load_encoder, load_tokenizer
 
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
@@ -83,24 +83,32 @@ def _of_type(name: str, value: Any, section: str) -> Any:
         raise ValueError(f"{section}.{name}: {error.errors()[0]['msg']}, found {value!r}") from None
 
 
-def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], task: Task) -> None:
+def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], data: TaskData) -> None:
     """Load and build all that training will need, so that nothing can fail after hours. Raises ValueError."""
     trust = config.trust_remote_code
     if config.teacher_init:
-        load_encoder(source, task, trust_remote_code=trust)
-    build_student(config.student, source, task, seed=config.seed, trust_remote_code=trust)
-    for model in dict.fromkeys((source, source if config.student.startswith(LAYERS) else config.student)):
-        tokenizer = check_length(config, model)
+        load_encoder(source, data.task, trust_remote_code=trust)
+    _, own = build_student(
+        config.student,
+        source,
+        data.task,
+        seed=config.seed,
+        trust_remote_code=trust,
+        examples=data.train,
+        max_examples=8,  # that it can be built is what matters here
+        max_length=config.max_length,
+    )
+    theirs = load_tokenizer(source, trust_remote_code=trust)
+    for model, tokenizer in {source: theirs, config.student: own}.items():
+        check_length(config, model, tokenizer)
         for objective in objectives:
             if getattr(objective, "operator", None) == "mask" and tokenizer.mask_token_id is None and objective.weight > 0:
                 name = f"objectives.{objective.name}.operator"
                 raise ValueError(f"{name} is 'mask', the tokenizer of {model} has no mask token; set it to delete or attention")
 
 
-def check_length(config: RunConfig, source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that can read `max_length` tokens. Raises ValueError for one that cannot."""
-    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+def check_length(config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model that cannot read `max_length` tokens, as its tokenizer says. Raises ValueError."""
     if config.max_length > tokenizer.model_max_length:
         most = tokenizer.model_max_length
         raise ValueError(f"max_length is {config.max_length}, {source} reads {most} tokens at most; use --max-length {most}")
-    return tokenizer

@@ -44,6 +44,7 @@ from egkd.students import (
     load_classifier,
     load_encoder,
     load_tokenizer,
+    size_of,
 )
 from egkd.train import DistillationTrainer, JsonlLog, TellProgress, check_compatible, detach_heads
 
@@ -97,7 +98,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
     for each in (arguments, teaching):
         choose_best_by(each, data)
-    rehearse(config, source, objectives, data.task)
+    rehearse(config, source, objectives, data)
     _claimed(config, out, tell)
     teacher = config.teacher or str(_taught(config, data, out / "teacher", tell, progress))
     _learned(config, objectives, arguments, teacher, data, out, tell, progress)
@@ -120,7 +121,7 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
         tell(note)
     choose_best_by(arguments, data)
     load_encoder(init, data.task, trust_remote_code=config.trust_remote_code)
-    check_length(config, init)
+    check_length(config, init, load_tokenizer(init, trust_remote_code=config.trust_remote_code))
     _claimed(config, out, tell)
     return _taught(config, data, out / "teacher", tell, progress)
 
@@ -220,8 +221,15 @@ def _learned(
     if (out / "training.json").exists():
         return
     model, tokenizer = build_student(
-        config.student, teacher, data.task, seed=config.seed, trust_remote_code=config.trust_remote_code
+        config.student,
+        teacher,
+        data.task,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+        examples=data.train,
+        max_length=config.max_length,
     )
+    tell(size_of(model))
     started = time.perf_counter()
     trainer = DistillationTrainer(
         model,

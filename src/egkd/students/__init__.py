@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from egkd.config import near
 from egkd.data import Task
-from egkd.students.base import Origin, Student
+from egkd.students.base import Origin, Student, size_of
 from egkd.students.convolutional import TextCNNConfig, TextCNNForSequenceClassification, TextCNNStudent
 from egkd.students.encoder import Encoder
 from egkd.students.layers import LAYERS, Layers, keep_layers, parse_layers, spread
@@ -38,6 +38,7 @@ __all__ = [
     "load_tokenizer",
     "parse_layers",
     "parse_student",
+    "size_of",
     "spread",
 ]
 
@@ -75,11 +76,13 @@ def build_student(
     seed: int = 0,
     trust_remote_code: bool = False,
     examples: Dataset | None = None,
+    max_examples: int = 512,
     max_length: int = MAX_LENGTH,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The untrained student that `spec` describes and its tokenizer; `teacher` is a folder or hub id.
 
-    `examples` (rows of `text`, perhaps `text_pair`, and `label`) are what pruning looks at, cut at `max_length` tokens.
+    `examples` (rows of `text`, perhaps `text_pair`, and `label`) are what pruning looks at: at most
+    `max_examples` of those with a label, drawn from `seed`, cut at `max_length` tokens.
     Raises ValueError, one line, for what cannot be built.
     """
     origin = Origin(
@@ -88,6 +91,7 @@ def build_student(
         seed=seed,
         trust_remote_code=trust_remote_code,
         examples=examples,
+        max_examples=max_examples,
         max_length=max_length,
     )
     return parse_student(spec).build(origin)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,8 @@ class Origin:
     trust_remote_code: bool = False
     examples: Dataset | None = None
     """Rows of `text`, perhaps `text_pair`, and `label`, from which pruning learns what the teacher needs."""
+    max_examples: int = 512
+    """How many of those with a label, drawn from `seed`."""
     max_length: int = MAX_LENGTH
     """Tokens after which those are cut."""
 
@@ -39,6 +42,13 @@ class Student(BaseModel, ABC):
     @abstractmethod
     def build(self, origin: Origin) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The untrained model, in float32, and its tokenizer. Raises ValueError, one line."""
+
+
+def size_of(model: PreTrainedModel) -> str:
+    """How large a student is, for people."""
+    words: Any = model.get_input_embeddings()
+    table = words.weight.numel()
+    return f"the student has {model.num_parameters() / 1e6:.2f} million parameters, {table / 1e6:.2f} of them word embeddings"
 
 
 def options(spec: str, described: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from egkd.config import check, near
 from egkd.students.base import Origin, Student, options
 from egkd.students.loading import load_encoder, load_tokenizer, loaded
-from egkd.students.pruning import check_thin, layer_list, prune
+from egkd.students.pruning import check_thin, labelled, layer_list, prune
 
 LAYERS = "layers:"
 
@@ -52,7 +52,8 @@ class Layers(Student):
             raise ValueError(
                 f"student {self.spec!r} is thinned by what examples need, and there are none; pass some to learn from"
             )
-        prune(model, tokenizer, origin.examples, layers, ffn=self.ffn, heads=self.heads, max_length=origin.max_length)
+        rows = labelled(origin.examples, origin.max_examples, origin.seed)
+        prune(model, tokenizer, rows, layers, ffn=self.ffn, heads=self.heads, max_length=origin.max_length)
         keep_layers(model, layers)
         return model, tokenizer
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from egkd.data import sample
 from egkd.models import frozen, observe
 from egkd.objectives.predictions import label_loss
 from egkd.predict import encode_dataset
@@ -53,6 +54,14 @@ def check_thin(config: Any, *, ffn: int | None, heads: int | None) -> None:
             raise ValueError(
                 f"heads={heads}: expected a multiple of {shared} (they share their keys), at most {config.num_attention_heads}"
             )
+
+
+def labelled(examples: Dataset, limit: int, seed: int) -> Dataset:
+    """At most `limit` of the rows that have a label, drawn from `seed`. Raises ValueError where none has."""
+    known = [row for row, label in enumerate(examples["label"]) if label is not None]
+    if not known:
+        raise ValueError("making layers thinner needs examples with labels, and no row has one; leave out ffn and heads")
+    return sample(examples.select(known), limit, seed)
 
 
 def prune(
@@ -109,9 +118,7 @@ def importance(
     unit's weights in the projection that reads it (Michel et al. 2019, eq. 3; Molchanov et al. 2017), at the cost of one
     forward and one backward pass per example, for activations only.
     """
-    rows = [row for row in encode_dataset(examples, tokenizer, max_length) if row["label"] is not None]
-    if not rows:
-        raise ValueError("pruning needs examples with labels, and there is none")
+    rows = list(encode_dataset(examples, tokenizer, max_length))
     device = next(model.parameters()).device
     totals = [torch.zeros(part.units, dtype=torch.float64) for part in parts]
     with frozen(model):
