@@ -14,11 +14,13 @@ _HOMES = {
     "GradientGuide": "egkd.objectives",
     "PerturbationGuide": "egkd.objectives",
     "SelectionGuide": "egkd.objectives",
+    "Reasons": "egkd.objectives",
     "build_student": "egkd.students",
     "compare": "egkd.evaluate.compare",
     "distill": "egkd.pipeline",
     "teach": "egkd.pipeline",
     "Explanation": "egkd.explain",
+    "load_student": "egkd.reasons",
 }
 
 __all__ = list(_HOMES)

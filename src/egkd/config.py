@@ -214,7 +214,7 @@ def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = ()) -> RunConfig:
+def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = (), *, reasons: bool = False) -> RunConfig:
     """Checked settings of a run. `guides` switches explanation objectives on beside gold and soft labels.
 
     Raises ValueError whose message is one line: the setting, what was found, and the near miss.
@@ -225,7 +225,7 @@ def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = ()) -> RunCon
         raise ValueError(f"--guide none cannot stand beside --guide {others[0].value}; give one or the other")
     objectives = settings.get("objectives")
     if objectives is None or isinstance(objectives, Mapping):  # else the check below complains
-        chosen = _ANSWERS | {guide.value: {} for guide in others}
+        chosen = _ANSWERS | {guide.value: {} for guide in others} | ({"reasons": {}} if reasons else {})
         settings["objectives"] = merge(chosen, objectives or {})
     return check(RunConfig, settings)
 

@@ -19,6 +19,7 @@ from egkd.data import sample
 from egkd.evaluate.faithfulness import Probes, per_example
 from egkd.evaluate.scores import Estimate, estimate
 from egkd.explain import EXPLAINERS, Explainer, Explanation, SelectorSettings, encode_rows, explainer_from_name, iter_explained
+from egkd.explain.amortised import with_head
 from egkd.explain.base import check_targets
 from egkd.explain.record import Record
 from egkd.explain.selection import AmortisedExplainer
@@ -101,7 +102,7 @@ def question_about(source: str, target: str, max_length: int | None, seed: int, 
     max_length = min(MAX_LENGTH, most) if max_length is None else max_length
     if not MIN_LENGTH <= max_length <= most:
         raise ValueError(f"--max-length is {max_length}, {source} reads texts of {MIN_LENGTH} to {most} tokens")
-    model: Any = load_classifier(source, trust_remote_code=trust_remote_code)
+    model: Any = with_head(load_classifier(source, trust_remote_code=trust_remote_code), source)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Question(model=model, tokenizer=tokenizer, target=_target(model, target), max_length=max_length, seed=seed)
 

@@ -25,6 +25,7 @@ from egkd.data.files import load_files
 from egkd.data.glue import load_glue
 from egkd.evaluate.compare import Classifier, compare
 from egkd.evaluate.scores import task_scores
+from egkd.explain.amortised import with_head
 from egkd.objectives import Labels, Objective
 from egkd.report.page import write_report
 from egkd.runs import (
@@ -279,7 +280,7 @@ def _compared(
     who = {
         role: Classifier(
             name=name,
-            model=load_classifier(source, data.task, trust_remote_code=trust),
+            model=with_head(load_classifier(source, data.task, trust_remote_code=trust), source),
             tokenizer=load_tokenizer(source, trust_remote_code=trust),
         )
         for role, name, source in (

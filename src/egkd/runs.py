@@ -88,10 +88,12 @@ def _finite(value: Any) -> Any:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """An ordinary Hugging Face folder, there whole or not at all."""
+    """An ordinary Hugging Face folder, there whole or not at all; with a head that tells reasons in a file of its own."""
+    from egkd.explain.amortised import save_ordinary
+
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
+    save_ordinary(model, unfinished)
     tokenizer.save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.replace(folder)

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from egkd.explain.amortised import HEADS, head_of, without_heads
 from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
 from egkd.models import double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
@@ -207,6 +208,18 @@ class DistillationTrainer(Trainer):
         loss = torch.stack(list(terms.values())).sum()
         return (loss, SequenceClassifierOutput(logits=logits_BC)) if return_outputs else loss
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in Trainer; an ordinary folder, a head that stays in files of its own. Checkpoints keep everything inside."""
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        assert self.model is not None
+        with without_heads(self.model):
+            super().save_model(output_dir)
+        head = head_of(self.model)
+        if head is not None and self.args.should_save:
+            head.save(Path(output_dir or str(self.args.output_dir)))
+        return None
+
     def _remember(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value.detach()
@@ -218,9 +231,6 @@ class DistillationTrainer(Trainer):
             logs |= {f"loss/{name}": round(value.item() / self._terms_seen, 6) for name, value in self._terms.items()}
             self._terms, self._terms_seen = {}, 0
         super().log(logs, start_time)
-
-
-HEADS = "egkd_heads"  # the student's module that holds what objectives train beside it
 
 
 def _attach_heads(

@@ -20,6 +20,7 @@ def distill(
         list[Guide] | None,
         typer.Option(help="Explanations to learn beside answers. Repeatable. [default: none]", show_default=False),
     ] = None,
+    reasons: Annotated[bool, typer.Option("--reasons", help="The student also tells word scores with each answer.")] = False,
     task: o.Task = None,
     glue_dir: o.GlueDir = None,
     train: o.Train = None,
@@ -62,7 +63,7 @@ def distill(
         "lessons": lessons,
         "trust_remote_code": trust_remote_code,
     }
-    config = resolve(o.settings_of(settings, flags, set_), guide or [])
+    config = resolve(o.settings_of(settings, flags, set_), guide or [], reasons=reasons)
     from egkd import pipeline
     from egkd.cli.progress import bars, calm
     from egkd.report.run import read_run

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 METHODS = (
     "saliency, input-x-gradient, integrated-gradients, smoothgrad, occlusion, lime, kernel-shap, shapley-sampling, "
-    "exact-shapley, l2x, hard-concrete, diffmask, sufficient-subset"
+    "exact-shapley, l2x, hard-concrete, diffmask, sufficient-subset, reasons"
 )
 
 

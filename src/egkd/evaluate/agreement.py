@@ -12,6 +12,7 @@ from scipy.special import rel_entr
 from scipy.stats import rankdata
 
 from egkd.evaluate.scores import estimate
+from egkd.explain.base import Scored
 
 MIN_UNITS = 3  # of fewer units an order says nothing
 TOP = 0.2  # share of units that "top20" looks at
@@ -76,6 +77,11 @@ _MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "rank_biased_overlap": _rank_biased_overlap,
     "jensen_shannon": _jensen_shannon,
 }
+
+
+def visible(scored: Sequence[Scored]) -> list[np.ndarray]:
+    """Scores with NaN where truncation hid a unit."""
+    return [np.where(one.visible_U.numpy(), one.scores_U.numpy(), np.nan) for one in scored]
 
 
 def per_example(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ Shapes: N examples, C classes, U units.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.data import Task
-from egkd.evaluate.agreement import agreement, per_example
+from egkd.evaluate.agreement import agreement, per_example, visible
+from egkd.evaluate.reasons import own_reasons
 from egkd.evaluate.scores import fidelity, task_scores
 from egkd.evaluate.speed import bytes_on_disk, latency, parameters, parameters_without_embeddings
+from egkd.explain.amortised import head_of
 from egkd.explain.base import Explainer, Scored, score_dataset
 from egkd.explain.gradient import InputXGradient
 from egkd.explain.perturbation import Occlusion
@@ -83,7 +86,7 @@ def compare(
     scored = _explain_both(teacher, student, rows, targets.tolist(), max_length, seed, tell)
     same = None if task.kind == "regression" else targets == student_NC.argmax(1)
     explanations = {
-        name: agreement(_visible(both["teacher"]), _visible(both["student"]), same_class=same, seed=seed)
+        name: agreement(visible(both["teacher"]), visible(both["student"]), same_class=same, seed=seed)
         for name, both in scored.items()
     }
     tell("time", 0, 1)
@@ -117,6 +120,17 @@ def compare(
         for name in evals
     }
     figures["student"]["explanations"] = explanations
+    if head_of(student.model) is not None and sample:
+        figures["student"]["reasons"] = own_reasons(
+            student.model,
+            student.tokenizer,
+            rows,
+            scored["occlusion"]["teacher"],
+            latency_repeats=latency_repeats,
+            max_length=max_length,
+            seed=seed,
+            progress=partial(tell, "judge"),
+        )
     examples = _examples(task, rows, teacher_NC, student_NC, scored, shown)
     return Comparison(teacher=figures["teacher"], student=figures["student"], examples=examples)
 
@@ -142,11 +156,6 @@ def _explain_both(
     return scored
 
 
-def _visible(scored: Sequence[Scored]) -> list[np.ndarray]:
-    """Scores with NaN where truncation hid a unit."""
-    return [np.where(one.visible_U.numpy(), one.scores_U.numpy(), np.nan) for one in scored]
-
-
 def _examples(
     task: Task,
     rows: Dataset,
@@ -156,9 +165,7 @@ def _examples(
     shown: int,
 ) -> list[dict[str, Any]]:
     """The examples on which occlusion disagrees most, worst first."""
-    ranks = {
-        name: per_example(_visible(both["teacher"]), _visible(both["student"]))["spearman"] for name, both in scored.items()
-    }
+    ranks = {name: per_example(visible(both["teacher"]), visible(both["student"]))["spearman"] for name, both in scored.items()}
     worst = [int(row) for row in np.argsort(ranks["occlusion"]) if not np.isnan(ranks["occlusion"][row])][:shown]
     examples = []
     for row in worst:
@@ -166,7 +173,7 @@ def _examples(
         spans = [[part, *span] for part, t in enumerate([text] if pair is None else [text, pair]) for span in unit_spans(t)]
         example: dict[str, Any] = {"text": text, "text_pair": pair, "units": spans, "label": _named(task, rows[row]["label"])}
         for role, values_NC in (("teacher", teacher_NC), ("student", student_NC)):
-            scores = {name: _numbers(_visible([both[role][row]])[0]) for name, both in scored.items()}
+            scores = {name: _numbers(visible([both[role][row]])[0]) for name, both in scored.items()}
             example[role] = {**_answer(task, values_NC[row]), "scores": scores}
         example["agreement"] = {name: None if np.isnan(values[row]) else float(values[row]) for name, values in ranks.items()}
         examples.append(example)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from egkd.explain.amortised import OwnReasons
 from egkd.explain.base import Explainer, Scored, UnitScores, iter_scored, score_dataset
 from egkd.explain.explanation import Explanation, Unit, load, save
 from egkd.explain.fitting import fit_selector
@@ -44,6 +45,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         HardConcrete,
         DiffMask,
         SufficientSubset,
+        OwnReasons,
     )
 }
 """Every explainer by its name."""
@@ -196,6 +198,7 @@ __all__ = [
     "KernelShap",
     "Lime",
     "Occlusion",
+    "OwnReasons",
     "Saliency",
     "Scored",
     "Selector",

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from egkd.models import frozen
 from egkd.text import Batch, collate
 
-Family = Literal["gradient", "perturbation", "selection"]
+Family = Literal["gradient", "perturbation", "selection", "amortised"]
 
 # Tokens per forward pass. Where the time per token of a small encoder is least: what the caches of a processor hold.
 TOKEN_BUDGET = 1024

@@ -77,6 +77,11 @@ _ADVICE = (
         "searches each text anew; slow, and the reference for the fitted ones",
     ),
     (
+        "reasons with every answer, at hardly any cost",
+        "`reasons`",
+        "a student distilled with `--reasons` says them itself; judge them before you rely on them",
+    ),
+    (
         "importance without direction",
         "`saliency`",
         "the size of the slope, silent about which way a word pushes",
@@ -111,6 +116,7 @@ _DIFFERENTIABLE: dict[Family, str] = {
     "gradient": "twice",
     "perturbation": "once",
     "selection": "no",
+    "amortised": "once",
 }
 
 _LEGEND = """Cost per text: F is a forward pass, B a backward pass, U the number of words, other letters are settings (below).
@@ -124,6 +130,7 @@ _FAMILIES: dict[Family, str] = {
     "gradient": "Gradient: how the output changes with a word's vector",
     "perturbation": "Perturbation: what the model says without some words",
     "selection": "Selection: which few words suffice",
+    "amortised": "Amortised: what the model learnt to say of itself",
 }
 
 
@@ -165,6 +172,8 @@ def needs(explainer: type[Explainer]) -> str:
         wanted.append("a selector fitted on this model, its hidden states")
     if "operator" in names:
         wanted.append("a mask token, or another operator")
+    if explainer.family == "amortised":
+        wanted.append("a student distilled with the objective `reasons`")
     if "baseline" in names:
         wanted.append("a mask token, or another baseline")
     return "; ".join(wanted)
@@ -176,7 +185,7 @@ def _chapter(explainer: type[Explainer]) -> str:
             f"### {explainer.name}",
             f"`egkd.explain.{explainer.__name__}`. {inspect.getdoc(explainer)}",
             f"Source: {_linked(explainer.source)}",
-            _settings(explainer),
+            _settings(explainer) if fields(explainer) else "It has no settings.",
         ]
     )
 

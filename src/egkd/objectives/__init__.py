@@ -4,10 +4,11 @@ from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher
 from egkd.objectives.gradient import GradientGuide
 from egkd.objectives.perturbation import PerturbationGuide
 from egkd.objectives.predictions import Labels, SoftLabels
+from egkd.objectives.reasons import Reasons
 from egkd.objectives.selection import SelectionGuide
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (Labels, SoftLabels, GradientGuide, PerturbationGuide, SelectionGuide)
+    objective.name: objective for objective in (Labels, SoftLabels, GradientGuide, PerturbationGuide, SelectionGuide, Reasons)
 }
 """Every objective by the name settings use."""
 
@@ -19,6 +20,7 @@ __all__ = [
     "Moment",
     "Objective",
     "PerturbationGuide",
+    "Reasons",
     "SelectionGuide",
     "SoftLabels",
     "Taught",
