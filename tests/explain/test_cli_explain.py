@@ -120,6 +120,18 @@ def test_a_glue_task_gives_its_evaluation_set_with_pairs(ask: Command, tmp_path:
     assert "dev is explained" in answer.err
 
 
+def test_neither_text_nor_label_can_steer_the_terminal(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
+    model = save(tmp_path / "model", ("bad\x1b[2J", "good[red]\x1b]0;me\x07"))
+    answer = egkd("explain", "a \x1b[31mgreat\x9b2J [bold]film[/bold]", "--model", model, "--method", "occlusion")
+    assert answer.code == 0, answer.err
+    assert not {character for character in answer.out + answer.err if ord(character) < 32 or 127 <= ord(character) < 160} - {
+        "\n",
+        "\r",  # of the bar
+    }
+    assert re.search(r"^row 0: the model says “(bad␛\[2J|good\[red\]␛\]0;me␇)”", answer.out)
+    assert "[bold]film[/bold]" in answer.out
+
+
 def test_pairs_can_be_typed(ask: Command) -> None:
     answer = ask("a great film", "--pair", "an awful plot", "--method", "occlusion")
     assert "a great film\nan awful plot\n" in answer.out

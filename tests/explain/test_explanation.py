@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from html.parser import HTMLParser
 
 import pytest
@@ -143,6 +144,25 @@ def test_colour_tells_sign_and_strength():
     assert "48;2;33;102;172m" in capture.get()
 
 
+STEERING = "A \x1b[31mred\x1b[0m \x1b]0;title\x07 [bold]film[/bold] \x9b2J is\r\u202e dull\u202c :smile:"
+
+
+@pytest.mark.parametrize("coloured", [True, False])
+def test_a_text_cannot_steer_the_terminal(coloured, model, tokenizer):
+    model.config.id2label[1] = "good\x1b[2J [red]"
+    (one,) = explain(model, tokenizer, [STEERING], method="input-x-gradient", target=1)
+    assert one.text == STEERING  # what is kept is what was given
+    console = Console(force_terminal=coloured, color_system="truecolor" if coloured else None, width=200)
+    with console.capture() as capture:
+        console.print(one.to_terminal())
+    shown = re.sub(r"\x1b\[[\d;]*m", "", capture.get()) if coloured else capture.get()  # rich's own colours
+    assert not [character for character in shown if unicodedata.category(character) == "Cc" and character != "\n"]
+    assert "\u202e" not in shown
+    assert "A ␛[31mred␛[0m ␛]0;title␇ [bold]film[/bold] \ufffd2J is␍" in shown
+    assert "for “good␛[2J [red]”" in shown
+    assert len(one.to_terminal().plain) == len(STEERING) + 1 + len(one.headline())
+
+
 def test_every_explainer_is_found_by_its_name_and_rebuilt_from_its_settings():
     for name, explainer in EXPLAINERS.items():
         if explainer.family == "selection":
@@ -151,7 +171,6 @@ def test_every_explainer_is_found_by_its_name_and_rebuilt_from_its_settings():
         assert type(built) is explainer
         assert built.name == name
         assert explainer_from_name(name, built.settings()) == built
-        assert {"gradient", "perturbation"} >= {built.family}
         assert built.passes
         assert built.source
     smooth = SmoothGrad(inner=IntegratedGradients(steps=4), noise=0.5)
@@ -166,7 +185,11 @@ def test_every_explainer_is_found_by_its_name_and_rebuilt_from_its_settings():
         ("xyz", {}, "unknown explanation method 'xyz'; there is diffmask, exact-shapley"),
         ("lime", {"n_sample": 3}, "'lime' has no setting 'n_sample'; did you mean 'n_samples'?"),
         ("lime", {"n_samples": 0}, "'lime', setting 'n_samples': Input should be greater than 1; it is 0"),
-        ("occlusion", {"operator": "erase"}, "'occlusion', setting 'operator': Input should be 'mask', 'delete', 'attention' or"),
+        (
+            "occlusion",
+            {"operator": "erase"},
+            "'occlusion', setting 'operator': Input should be 'mask', 'delete', 'attention' or",
+        ),
         ("shapley-sampling", {"n_samples": 3}, "'shapley-sampling', setting 'n_samples': Input should be a multiple of 2"),
         ("smoothgrad", {"inner": "lime"}, "'smoothgrad', setting 'inner': "),
         ("saliency", {"steps": 2}, "'saliency' has no setting 'steps'; there is reduction"),

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from egkd.evaluate.scores import Estimate
 from egkd.explain import Explainer, Explanation
+from egkd.explain.explanation import inert
 from egkd.explaining import ByMethod, Judge, Question
 from egkd.report.explanations import write_explanations
 
@@ -43,9 +44,9 @@ class Shown:
             self._hidden += first.n_hidden
             heading = f"row {row}: the model says {self._answer(first)}"
             if self._console is not None:
-                self._console.print(Text(heading, style="bold"))
+                self._console.print(Text(inert(heading), style="bold"))
                 for one in by_method.values():
-                    self._console.print(one.to_terminal(), Text(strongest(one)), sep="\n", end="\n\n")
+                    self._console.print(one.to_terminal(), Text(inert(strongest(one))), sep="\n", end="\n\n")
             if self._for_page:
                 self._sections.append((heading, [one.to_html() for one in by_method.values()]))
 

@@ -18,6 +18,11 @@ from rich.text import Text
 
 _FOR, _AGAINST = (33, 102, 172), (178, 24, 43)  # blue and red: told apart by nearly all colour-blind readers
 
+# What would steer a terminal instead of being read: control characters (but line breaks and tabs), and those that turn the
+# direction of writing. Each is shown as one other character.
+_STEERING = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_STEERING |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+
 
 class Unit(NamedTuple):
     """Where a unit stands in the raw text."""
@@ -84,11 +89,15 @@ class Explanation:
         return cls(**own)
 
     def to_terminal(self) -> Text:
-        """The text with coloured words, blue for and red against the target, and a line that says what was asked."""
+        """The text with coloured words, blue for and red against the target, and a line that says what was asked.
+
+        Markup and escape sequences in a text or a label are shown, not obeyed.
+        """
         shown, largest = Text(), self._largest()
         for piece, score, hidden in self._pieces():
-            shown.append(piece, "strike dim" if hidden else "" if score is None else _terminal_style(score / largest))
-        shown.append(f"\n{self.headline()}", "dim")
+            style = "strike dim" if hidden else "" if score is None else _terminal_style(score / largest)
+            shown.append(inert(piece), style)
+        shown.append(f"\n{inert(self.headline())}", "dim")
         return shown
 
     def to_html(self) -> Markup:
@@ -124,6 +133,11 @@ class Explanation:
 
     def _largest(self) -> float:
         return max(map(abs, self.scores), default=0.0) or 1.0
+
+
+def inert(text: str) -> str:
+    """The text with every character that would steer a terminal replaced by one that is only seen; as long as before."""
+    return text.translate(_STEERING)
 
 
 def save(explanations: Sequence[Explanation], path: str | Path) -> None:
