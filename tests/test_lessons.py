@@ -10,8 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from egkd import lessons as module
 from egkd.lessons import Lessons, StaleLessons, build_lessons
+from egkd.lessons import build as module
 from egkd.models import frozen, observe
 from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
 from egkd.predict import encode_dataset
@@ -38,7 +38,7 @@ def build(
             tokenizer,
             encoded,
             tmp_path / "lessons",
-            **({"max_length": 128, "batch_size": 5} | settings),
+            **({"max_length": 128, "token_budget": 40} | settings),
         )
 
     return build
@@ -66,20 +66,20 @@ def test_lessons_equal_the_live_teacher(
 
 
 def test_a_killed_build_goes_on_after_its_last_whole_shard(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = build(rows=20)["soft-labels"].read(range(20))["logits"]
+    one = build(rows=20)["soft-labels"]
+    whole = one.read(range(20))["logits"]
     for path in (tmp_path / "lessons").iterdir():
         if path.is_dir():
             (path / "manifest.json").unlink()
             (path / "shard-00002.arrow").unlink()
-    taught: list[int] = []
-    honest = module._teach_shard
-    monkeypatch.setattr(
-        module,
-        "_teach_shard",
-        lambda jobs, dataset, rows, *rest: taught.append(rows.start) or honest(jobs, dataset, rows, *rest),
-    )
-    assert torch.equal(build(rows=20)["soft-labels"].read(range(20))["logits"], whole)
-    assert taught == [16]
+    (tmp_path / "lessons" / one.folder.name / "shard-00001.arrow").write_bytes(b"")  # a crash of the machine
+    written: list[str] = []
+    honest = module.write_shard
+    monkeypatch.setattr(module, "write_shard", lambda path, fields: written.append(str(path)) or honest(path, fields))
+    again = build(rows=20)
+    assert torch.equal(again["soft-labels"].read(range(20))["logits"], whole)
+    expected = [again[name].folder / "shard-00002.arrow" for name in again] + [one.folder / "shard-00001.arrow"]
+    assert sorted(written) == sorted(map(str, expected))
 
 
 def test_lessons_are_built_once_and_only_when_something_changed(build: Any, tiny_bert: Any, monkeypatch: Any) -> None:
@@ -87,7 +87,7 @@ def test_lessons_are_built_once_and_only_when_something_changed(build: Any, tiny
         raise AssertionError("built again")
 
     first = build()
-    monkeypatch.setattr(module, "_teach_shard", never)
+    monkeypatch.setattr(module, "write_shard", never)
     again = build(
         objectives=[
             SoftLabels(temperature=5.0),
@@ -116,7 +116,7 @@ def test_stale_lessons_are_refused(build: Any, tiny_bert: Any) -> None:
     with pytest.raises(StaleLessons, match="delete"):
         Lessons(lessons.folder)
     manifest = lessons.folder / "manifest.json"
-    assert set(json.loads(manifest.read_text())) == {"key", "shards"}
+    assert set(json.loads(manifest.read_text())) == {"key", "built", "shards"}
     manifest.write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         Lessons(lessons.folder)

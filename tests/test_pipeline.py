@@ -183,7 +183,7 @@ def test_a_finished_run_is_left_as_it_is(distil: Any, shop: Path, monkeypatch: p
 def test_a_second_student_reuses_the_lessons(distil: Any, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distil("guides-perturbation", "--guide", "perturbation")
     before = contents(shop / "runs" / "lessons")
-    monkeypatch.setattr("egkd.lessons._teach_shard", never)
+    monkeypatch.setattr("egkd.lessons.build.write_shard", never)
     run = distil("another", "--guide", "perturbation", student=str(shop / "small"))
     assert contents(shop / "runs" / "lessons") == before
     assert read(run / "student" / "config.json")["num_hidden_layers"] == 1

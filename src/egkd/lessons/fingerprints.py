@@ -1,0 +1,44 @@
+"""What tells one teacher, tokenizer or data set from all others."""
+
+import hashlib
+import json
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """sha256 over names, shapes and bytes of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the fast tokenizer's own description, less the padding and truncation it was last called with."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.pop("truncation", None)
+    state.pop("padding", None)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_texts(dataset: Dataset) -> str:
+    """sha256 over all texts, in their order: lessons are read by row number."""
+    digest = hashlib.sha256()
+    columns = [name for name in ("text", "text_pair") if name in dataset.column_names]
+    for rows in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
+        digest.update(json.dumps([rows[name].to_pylist() for name in columns]).encode())
+    return digest.hexdigest()
+
+
+def fingerprint_labels(dataset: Dataset) -> str:
+    """sha256 over all gold labels, in their order."""
+    digest = hashlib.sha256()
+    if "label" in dataset.column_names:
+        for rows in dataset.select_columns("label").with_format("arrow").iter(batch_size=1000):
+            digest.update(json.dumps(rows["label"].to_pylist()).encode())
+    return digest.hexdigest()
