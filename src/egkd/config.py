@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -168,10 +168,16 @@ class RunConfig(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def near(name: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` where a known name is close, else the known names."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+def near(name: str, known: Collection[str]) -> str:
+    """`did you mean 'x'?` where a known name is close, else the known names."""
+    return did_you_mean(name, known) or f"known are {', '.join(sorted(known)) or 'none'}"
+
+
+def did_you_mean(name: str, known: Collection[str], before: str = "") -> str:
+    """`did you mean 'x'?` for the nearest of the known names, without regard to case, after `before`; empty where none is."""
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"{before}did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -182,17 +182,17 @@ def test_every_explainer_is_found_by_its_name_and_rebuilt_from_its_settings():
     ("name", "values", "message"),
     [
         ("integrated-gradient", {}, "unknown explanation method 'integrated-gradient'; did you mean 'integrated-gradients'?"),
-        ("xyz", {}, "unknown explanation method 'xyz'; there is diffmask, exact-shapley"),
+        ("xyz", {}, "unknown explanation method 'xyz'; known are diffmask, exact-shapley"),
         ("lime", {"n_sample": 3}, "'lime' has no setting 'n_sample'; did you mean 'n_samples'?"),
         ("lime", {"n_samples": 0}, "'lime', setting 'n_samples': Input should be greater than 1; it is 0"),
         (
             "occlusion",
             {"operator": "erase"},
-            "'occlusion', setting 'operator': Input should be 'mask', 'delete', 'attention' or",
+            "'occlusion', setting 'operator': Input should be 'mask', 'delete', 'attention'",
         ),
         ("shapley-sampling", {"n_samples": 3}, "'shapley-sampling', setting 'n_samples': Input should be a multiple of 2"),
         ("smoothgrad", {"inner": "lime"}, "'smoothgrad', setting 'inner': "),
-        ("saliency", {"steps": 2}, "'saliency' has no setting 'steps'; there is reduction"),
+        ("saliency", {"steps": 2}, "'saliency' has no setting 'steps'; known are reduction"),
     ],
 )
 def test_wrong_names_and_settings_are_told_in_one_line(name, values, message):

@@ -1,8 +1,7 @@
 """Where examples come from: a GLUE task, the user's own files, or the embedded demo data."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import numpy as np
@@ -73,10 +72,3 @@ def as_dataset(columns: dict[str, list[Any]], task: Task) -> Dataset:
     """A dataset of text columns and `label`: class ids as int64, scores as float64."""
     label = Value("int64" if task.kind == "classification" else "float64")
     return Dataset.from_dict(columns, Features({name: label if name == "label" else Value("string") for name in columns}))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" for the nearest of the known names, without regard to case; empty where none is near."""
-    by_lower = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), by_lower, n=1)
-    return f", did you mean {by_lower[near[0]]!r}?" if near else ""

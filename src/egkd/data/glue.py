@@ -13,7 +13,8 @@ from typing import Any, Literal
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from egkd.data import Task, TaskData, as_dataset, did_you_mean, sample
+from egkd.config import did_you_mean
+from egkd.data import Task, TaskData, as_dataset, sample
 
 HUB = "nyu-mll/glue"
 ENTAILMENT = ("entailment", "not_entailment")
@@ -97,7 +98,7 @@ def load_glue(
     key = _key(name)
     if key not in _LAYOUTS:
         raise ValueError(
-            f"unknown GLUE task {name!r}{did_you_mean(key, GLUE_TASKS) or ','} expected one of {', '.join(GLUE_TASKS)}"
+            f"unknown GLUE task {name!r}{did_you_mean(key, GLUE_TASKS, ', ') or ','} expected one of {', '.join(GLUE_TASKS)}"
         )
     layout = _LAYOUTS[key]
     task = Task(

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import ClassLabel, Features
 
-from egkd.data import did_you_mean
+from egkd.config import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def _read(path: Path, readers: Mapping[str, Callable[[Path], Table]]) -> Table:
         raise ValueError(f"{path} is a directory: expected a file ending in {', '.join(readers)}")
     if not path.exists():
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"there is no file {path}{did_you_mean(path.name, siblings)}")
+        raise ValueError(f"there is no file {path}{did_you_mean(path.name, siblings, ', ')}")
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}: expected a file ending in {', '.join(readers)}")

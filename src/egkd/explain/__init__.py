@@ -6,13 +6,13 @@ for explanation in explain(model, tokenizer, ["a truly wonderful film"], method=
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from egkd.config import near
 from egkd.explain.amortised import OwnReasons
 from egkd.explain.base import Explainer, Scored, UnitScores, iter_scored, score_dataset
 from egkd.explain.explanation import Explanation, Unit, load, save
@@ -58,13 +58,13 @@ def explainer_from_name(name: str, settings: Mapping[str, Any] | None = None) ->
     Raises ValueError, one line, for an unknown name or setting (with the nearest known one) or a bad value.
     """
     if name not in EXPLAINERS:
-        raise ValueError(f"unknown explanation method '{name}'{_hint(name, EXPLAINERS)}")
+        raise ValueError(f"unknown explanation method '{name}'; {near(name, EXPLAINERS)}")
     explainer = EXPLAINERS[name]
     known = [f.name for f in fields(explainer)]
     values = dict(settings or {})
     for setting in values:
         if setting not in known:
-            raise ValueError(f"'{name}' has no setting '{setting}'{_hint(setting, known)}")
+            raise ValueError(f"'{name}' has no setting '{setting}'; {near(setting, known)}")
     if "inner" in values and not isinstance(values["inner"], Explainer):
         inner = values["inner"]
         inner = {"method": inner} if isinstance(inner, str) else dict(inner)
@@ -155,7 +155,7 @@ def _targets(model: nn.Module, target: Target, n_texts: int) -> list[int] | None
     if isinstance(target, str):
         numbers = getattr(getattr(model, "config", None), "label2id", None) or {}
         if target not in numbers:
-            raise ValueError(f"the model has no class '{target}'{_hint(target, numbers)}")
+            raise ValueError(f"the model has no class '{target}'; {near(target, numbers)}")
         target = int(numbers[target])
     return [target] * n_texts if isinstance(target, int) else list(target)
 
@@ -178,11 +178,6 @@ def _explanation(row: Mapping[str, Any], scored: Scored, names: Mapping[int, str
         settings=explainer.settings(),
         diagnostics=dict(scored.diagnostics),
     )
-
-
-def _hint(wrong: str, known: Any) -> str:
-    near = get_close_matches(wrong, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; there is {', '.join(sorted(known)) or 'none'}"
 
 
 __all__ = [
