@@ -117,13 +117,42 @@ def compiled(model: nn.Module) -> bool:
     return hasattr(model, "_orig_mod") or (isinstance(inner, nn.Module) and compiled(inner))
 
 
+def reads_last_token(model: nn.Module) -> bool:
+    """Whether it is a decoder whose head, called `score`, reads the last token that is not `config.pad_token_id`."""
+    own: Any = unwrapped(model)
+    return hasattr(own, "score") or getattr(getattr(own, "config", None), "model_type", "") in ("ctrl", "modernbert-decoder")
+
+
+def padding_of_last_token_readers(model: nn.Module) -> int | None:
+    """The token that a model which `reads_last_token` takes for padding; None for other models.
+
+    Raises ValueError where its config names none: then it reads whatever comes last in a batch.
+    """
+    if not reads_last_token(model):
+        return None
+    own: Any = unwrapped(model)
+    padding_id = own.config.get_text_config().pad_token_id
+    if padding_id is None or padding_id < 0:
+        raise ValueError(
+            f"{type(own).__name__} reads the last token of a text and does not know which is padding; "
+            "set model.config.pad_token_id = tokenizer.pad_token_id"
+        )
+    return int(padding_id)
+
+
 def model_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """The part of a batch this model's `forward` takes.
 
-    Positions of tokens are counted from 0 in a batch; RoBERTa and its like count theirs from the row after padding's.
+    Positions of tokens are counted from 0 in a batch; RoBERTa and its like count theirs from the row after padding's. A model
+    that looks for its last token by what is not padding gets its own padding token wherever attention is 0.
     """
     accepted = inspect.signature(type(unwrapped(model)).forward).parameters
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch and name in accepted}
+    inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch and name in accepted}
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False  # of keys and values, for generating
+    padding_id = padding_of_last_token_readers(model)
+    if padding_id is not None:
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, padding_id)
     if "position_ids" in inputs:
         positions = getattr(embedding_layer(unwrapped(model)), "position_embeddings", None)
         padding = getattr(positions, "padding_idx", None)

@@ -48,7 +48,8 @@ def encode(
     `unit_ids` (a list of T ints per example, -1 for special tokens), `n_units` (units in the raw text, also those cut
     off) and `length` (T). A token that touches several units belongs to the one it shares most characters with (of equals
     the first), a token of white space alone to the unit that follows; a unit whose characters all lie in tokens of others has
-    no token, as one that is cut off.
+    no token, as one that is cut off. A text without any token (an empty one, of a tokenizer that adds none of its own) becomes
+    one special token.
 
     Raises ValueError for a tokenizer without character offsets (a slow one).
     """
@@ -78,8 +79,18 @@ def encode(
             ]
         )
         columns["n_units"].append(sum(map(len, spans)))
+        if not columns["input_ids"][row]:
+            empty = {"input_ids": _empty_id(tokenizer), "attention_mask": 1, "unit_ids": SPECIAL}
+            for name in (*encoded, "unit_ids"):
+                columns[name][row] = [empty.get(name, 0)]
     columns["length"] = [len(ids) for ids in columns["input_ids"]]
     return columns
+
+
+def _empty_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that stands for nothing: no model can read a text without tokens."""
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return int(next((token for token in ids if token is not None), 0))
 
 
 def _owners(text: str, spans: list[tuple[int, int]]) -> list[int]:
@@ -157,13 +168,21 @@ def perturb(batch: Batch, keep_BU: Tensor, operator: Operator, tokenizer: PreTra
             copy.setdefault("position_ids", _places(copy["input_ids"]))
         order_BT = (~(keep_BT & copy["attention_mask"].bool())).to(torch.uint8).argsort(dim=1, stable=True)
         kept_B = (keep_BT & copy["attention_mask"].bool()).sum(1)
-        longest = int(kept_B.max())
+        longest = max(1, int(kept_B.max()))
         for name in (*MODEL_INPUTS, "unit_ids"):
             if name in copy:
                 fill = _PADDING.get(name, tokenizer.pad_token_id or 0)
                 gone_BT = torch.arange(longest, device=kept_B.device) >= kept_B[:, None]
                 copy[name] = copy[name].gather(1, order_BT[:, :longest]).masked_fill(gone_BT, fill)
-    return copy
+    return _with_something(copy, tokenizer)
+
+
+def _with_something(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """The batch with one special token in texts of which nothing is left, as `encode` puts it into empty ones."""
+    nothing_B1 = batch["attention_mask"].sum(1, keepdim=True) == 0
+    first_BT = nothing_B1 & (_places(batch["input_ids"]) == 0)
+    filled = {"input_ids": _empty_id(tokenizer), "attention_mask": 1, "unit_ids": SPECIAL}
+    return batch | {name: batch[name].masked_fill(first_BT, value) for name, value in filled.items()}
 
 
 def _places(input_ids_BT: Tensor) -> Tensor:

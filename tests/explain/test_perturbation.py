@@ -87,7 +87,8 @@ def test_deleted_words_cost_nothing_and_nothing_is_asked_twice(watched, tokenize
 
 def test_a_tokenizer_without_mask_token_is_told_what_to_do(tiny_bert, tokenizer, rows_of):
     class NoMask:
-        mask_token_id, pad_token_id = None, 0
+        mask_token_id = bos_token_id = eos_token_id = None
+        pad_token_id = 0
 
     rows = rows_of(tokenizer, ["the plot"])
     with pytest.raises(ValueError, match="use the operator 'delete' or 'attention'"):

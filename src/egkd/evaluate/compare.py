@@ -31,6 +31,14 @@ REFERENCES: dict[str, Explainer] = {
 }
 """The explainers by which reasons are compared: signed and unsigned input x gradient, and leaving one word out."""
 
+
+def references(*tokenizers: PreTrainedTokenizerBase) -> dict[str, Explainer]:
+    """`REFERENCES`, as all these tokenizers can follow them: where one has no mask token, words are deleted for all."""
+    if all(tokenizer.mask_token_id is not None for tokenizer in tokenizers):
+        return REFERENCES
+    return REFERENCES | {"occlusion": Occlusion(operator="delete")}
+
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, examples done and examples in all."""
 
@@ -144,12 +152,13 @@ def _explain_both(
     seed: int,
     tell: Progress,
 ) -> dict[str, dict[str, list[Scored]]]:
-    total = len(rows) * 2 * len(REFERENCES)
-    scored: dict[str, dict[str, list[Scored]]] = {name: {} for name in REFERENCES}
+    explainers = references(teacher.tokenizer, student.tokenizer)
+    total = len(rows) * 2 * len(explainers)
+    scored: dict[str, dict[str, list[Scored]]] = {name: {} for name in explainers}
     done = 0
     for role, who in (("teacher", teacher), ("student", student)):
         encoded = list(encode_dataset(rows, who.tokenizer, max_length))
-        for name, explainer in REFERENCES.items():
+        for name, explainer in explainers.items():
             scored[name][role] = score_dataset(explainer, who.model, who.tokenizer, encoded, targets=targets, seed=seed)
             done += len(rows)
             tell("explain", done, total)
