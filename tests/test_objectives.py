@@ -13,7 +13,6 @@ from egkd.lessons import stack
 from egkd.models import Seen, frozen, log_odds, observe
 from egkd.objectives import GradientGuide, Labels, Moment, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
 from egkd.objectives.gradient import scores_distance
-from egkd.objectives.perturbation import draw_masks, outputs_distance
 from egkd.predict import encode_dataset
 from egkd.text import collate
 
@@ -94,42 +93,3 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
             copies = [observe(model, copy) for copy in objective.copies(batch, lesson, moment)]
             losses = objective.learn(view, copies, batch, lesson, moment)
             torch.testing.assert_close(losses, torch.zeros(6), atol=1e-5, rtol=0)
-
-
-def test_masks_are_the_examples_own_and_of_the_size_asked_for() -> None:
-    assert np.array_equal(draw_masks(3, 9, 4, "shapley"), draw_masks(3, 9, 4, "shapley"))
-    assert not np.array_equal(draw_masks(3, 9, 4, "shapley"), draw_masks(4, 9, 4, "shapley"))
-    keep = draw_masks(1, 7, 6, "uniform")
-    assert np.array_equal(keep[0::2], ~keep[1::2])
-    assert keep.any(1).all()
-    assert not keep.all(1).any()
-    single = draw_masks(1, 5, 10, "leave-one-out")
-    assert ((~single).sum(1) == 1).all()
-    mixed = draw_masks(1, 5, 8, "mixed")
-    assert ((~mixed[0::2]).sum(1) == 1).all()
-    assert np.array_equal(mixed[1::4], ~mixed[3::4])
-    assert np.array_equal((~single[:5]).sum(0), np.ones(5))  # each word once before any comes again
-
-
-def test_every_epoch_takes_the_next_masks_of_the_bank(tokenizer: Any, tiny_data: Dataset) -> None:
-    guide = PerturbationGuide(masks=3, masks_per_step=2)
-    batch = collate(list(encode_dataset(tiny_data.select(range(2)), tokenizer)), tokenizer.pad_token_id)
-    units = int(batch["n_units"].max())
-    keep = torch.zeros(2, 3, units, dtype=torch.bool)
-    keep[:, 0, 0] = keep[:, 1, 1] = keep[:, 2, 2] = True
-    taken = []
-    for epoch in range(3):
-        (copy,) = guide.copies(batch, {"keep": keep}, Moment(step=9, epoch=epoch, tokenizer=tokenizer))
-        kept = (copy["input_ids"] != tokenizer.mask_token_id) & (copy["unit_ids"] >= 0)
-        taken.append([int(row[kept[place]][0]) for place, row in enumerate(copy["unit_ids"])])
-    assert taken == [[0, 1, 0, 1], [2, 0, 2, 0], [1, 2, 1, 2]]
-
-
-def test_outputs_distance_by_hand() -> None:
-    student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 3.0]])
-    assert outputs_distance(student, teacher, "log-odds").item() == pytest.approx(4.0)
-    assert outputs_distance(student, teacher, "log-odds", scale_B=torch.tensor([2.0])).item() == pytest.approx(1.0)
-    p, q = teacher.softmax(1), student.softmax(1)
-    assert outputs_distance(student, teacher, "kl", temperature=1.0).item() == pytest.approx(
-        (p * (p / q).log()).sum().item(), rel=1e-5
-    )

@@ -1,25 +1,29 @@
 """Perturbation-based explanations as an objective: the same words are removed from what both models read.
 
-Shapes: B batch, U units, K masks per example, C classes, P perturbed copies (B times masks per step).
+Shapes: B batch, U units, K masks per example, M = K + 1 outputs (the text itself, then the bank), R masks taken in a step,
+C classes.
 """
 
 import hashlib
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from egkd.models import Seen, log_odds, observe
-from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher
+from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher, cut
+from egkd.objectives.coefficients import Floats, Kernel, Masks, Sizes, all_coalitions, coefficients_of
 from egkd.objectives.predictions import logits_distance
+from egkd.objectives.schedule import Schedule
 from egkd.predict import predict_logits
-from egkd.text import SPECIAL, Batch, Operator, perturb, repeat, width
+from egkd.text import SPECIAL, Batch, Operator, perturb, visible_units, width
 
-Sizes = Literal["mixed", "leave-one-out", "uniform", "shapley"]
 Distance = Literal["log-odds", "kl"]
 SCALE_ROWS = 256  # examples from which the teacher's scale is estimated
 
@@ -51,7 +55,7 @@ def teacher_scale(teacher: Teacher, dataset: Dataset) -> float:
     return spread if spread > 0 else 1.0
 
 
-def draw_masks(seed: int, n_units: int, masks: int, sizes: Sizes) -> np.ndarray:
+def draw_masks(seed: int, n_units: int, masks: int, sizes: Sizes) -> Masks:
     """Bool [masks, n_units], True where a unit stays, drawn from `seed` alone.
 
     `leave-one-out` removes single units in a random order (occlusion's coalitions). `uniform` removes a number drawn
@@ -73,14 +77,14 @@ def draw_masks(seed: int, n_units: int, masks: int, sizes: Sizes) -> np.ndarray:
     return _antithetic(random, n_units, masks, chances)
 
 
-def _leave_one_out(random: np.random.Generator, n_units: int, masks: int) -> np.ndarray:
+def _leave_one_out(random: np.random.Generator, n_units: int, masks: int) -> Masks:
     """Every unit is left out once before any is again."""
     rounds = [random.permutation(n_units) for _ in range(0, masks, n_units)]
     out = np.concatenate([*rounds, np.empty(0, dtype=int)])[:masks]
     return out[:, None] != np.arange(n_units)
 
 
-def _antithetic(random: np.random.Generator, n_units: int, masks: int, chances: np.ndarray) -> np.ndarray:
+def _antithetic(random: np.random.Generator, n_units: int, masks: int, chances: Floats) -> Masks:
     keep = np.ones((masks, n_units), dtype=bool)
     for row in range(0, masks, 2):
         removed = random.choice(np.arange(1, n_units), p=chances / chances.sum())
@@ -95,28 +99,55 @@ def example_seed(seed: int, input_ids: Tensor) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}{input_ids.tolist()}".encode()).digest()[:8], "little")
 
 
+def turn_order(idx_B: Tensor, round_B: Tensor, masks: int) -> Tensor:
+    """In which order each example goes through its bank in this round: random permutations of 0 to K - 1, long [B, K].
+
+    They depend on the example's number and the round alone, whatever batch or process it is in.
+    """
+    key_B = _scrambled(_scrambled(idx_B.long()) + round_B)
+    return _scrambled(key_B[:, None] + torch.arange(masks, device=idx_B.device)).argsort(dim=1, stable=True)
+
+
+def _scrambled(key: Tensor) -> Tensor:
+    """Integers that look random, 0 to 2^32 - 1; any equal ones stay equal."""
+    for _ in range(2):
+        key = ((key ^ (key >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return key ^ (key >> 16)
+
+
 class PerturbationGuide(Objective):
     """The student matches the teacher's outputs on the same perturbed texts.
 
     LIME and Shapley values are linear in the outputs on perturbed texts, so matching those under shared masks is matching
-    the explanations. Every example has its own fixed bank of masks; the teacher's outputs on it are the lesson. At each
-    epoch the student takes the next `masks_per_step` of the bank, so the bank is swept evenly and nothing is left to
-    chance. Cost: `masks` teacher passes once, `masks_per_step` more student passes at each step.
+    the explanations: with `match="outputs"` mask by mask, with `"coefficients"` in the metric in which the loss is the squared
+    error of the explanation's own scores. Every example has its own fixed bank of masks; the teacher's outputs on it are
+    the lesson. Each time an example is paid for, it goes on through its bank, in a new random order for every round.
+    Cost: `masks` teacher passes once, `masks_per_step` more student passes at each step.
+
+    Source: our own strategy; LIME (Ribeiro et al. 2016) and KernelSHAP (Lundberg and Lee 2017) for what it amounts to.
     """
 
     name: ClassVar[str] = "perturbation"
-    taught_settings: ClassVar[tuple[str, ...]] = ("masks", "sizes", "operator", "seed")
+    taught_settings: ClassVar[tuple[str, ...]] = ("masks", "sizes", "operator", "match", "kernel", "ridge", "seed")
 
     weight: float = Field(default=3.0, ge=0)
     """Factor of this objective's loss in the sum."""
+    schedule: Schedule = Schedule()
+    """When it is paid for: at which steps, for which examples."""
     masks: int = Field(default=4, ge=1)
     """Masks in each example's bank."""
     masks_per_step: int = Field(default=2, ge=1)
-    """Masks the student sees of each example per epoch."""
+    """Masks the student sees of each example each time."""
     sizes: Sizes = "mixed"
     """How many units a mask removes, see `draw_masks`."""
     operator: Operator = "mask"
     """What removing does, see `text.perturb`."""
+    match: Literal["outputs", "coefficients"] = "outputs"
+    """What the loss is the squared error of: the outputs, each for itself, or the scores of an explanation made of them."""
+    kernel: Kernel = "lime"
+    """Whose scores: LIME's or KernelSHAP's, see `coefficients_of`. `shapley` has the empty coalition as one of the masks."""
+    ridge: float = Field(default=1.0, ge=0)
+    """Penalty on the squared scores in the regression they come from; KernelSHAP proper has none."""
     distance: Distance = "log-odds"
     """How outputs are compared, see `outputs_distance`."""
     temperature: float = Field(default=2.0, gt=0)
@@ -124,42 +155,120 @@ class PerturbationGuide(Objective):
     seed: int = 0
     """Of the masks."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> "PerturbationGuide":
+        if self.masks_per_step > self.masks:
+            raise ValueError(f"masks_per_step is {self.masks_per_step}, the bank has {self.masks}; raise masks to as many")
+        if self.match == "coefficients" and self.masks_per_step < 2:
+            raise ValueError("match 'coefficients' compares masks in pairs, masks_per_step is 1; set it to 2 or more")
+        if self.match == "coefficients" and self.distance != "log-odds":
+            raise ValueError(f"coefficients are linear in log odds, distance is {self.distance!r}; set it to 'log-odds'")
+        return self
+
     def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> float:
         """The teacher's scale."""
         return teacher_scale(teacher, dataset)
 
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
-        """The bank of masks (bool [K, U]), the teacher's outputs on it ([K, C]) and its scale."""
-        width_U, device = width(batch), batch["input_ids"].device
-        banks, keep_BKU = [], torch.zeros(len(batch["input_ids"]), self.masks, width_U, dtype=torch.bool, device=device)
-        for row, (ids, units, n_units) in enumerate(
-            zip(batch["input_ids"], batch["unit_ids"], batch["n_units"].tolist(), strict=True)
-        ):
-            bank = draw_masks(example_seed(self.seed, ids[units != SPECIAL]), n_units, self.masks, self.sizes)
-            keep_BKU[row, :, : bank.shape[1]] = torch.from_numpy(bank)
-            banks.append(bank)
-        outputs = [
-            observe(teacher.model, perturb(batch, keep_BU, self.operator, teacher.tokenizer)).logits_BC
-            for keep_BU in keep_BKU.unbind(1)
-        ]
-        scales = [np.float32(teacher.prepared)] * len(banks)
-        return {"keep": banks, "outputs": list(torch.stack(outputs, dim=1).detach().cpu()), "scale": scales}
+        """The bank of masks (bool [K, U]), the teacher's outputs on it ([K, C]), its scale, and how far the bank moves it (root
+        mean square, in scales). For coefficients also its output on the text itself, and A'A of `coefficients_of`: over its
+        trace ([M, M]), and the root of that.
+        """
+        visible_BU, device = visible_units(batch["unit_ids"], width(batch)).cpu(), batch["input_ids"].device
+        keep_BKU = torch.ones(len(visible_BU), self.masks, visible_BU.shape[1], dtype=torch.bool)
+        banks: list[Masks] = []
+        for ids_T, units_T, visible_U, keep_KU in zip(batch["input_ids"], batch["unit_ids"], visible_BU, keep_BKU, strict=True):
+            banks.append(self._bank(example_seed(self.seed, ids_T[units_T != SPECIAL]), int(visible_U.sum())))
+            keep_KU[:, visible_U] = torch.from_numpy(banks[-1])
+        copies = [perturb(batch, keep_BU, self.operator, teacher.tokenizer) for keep_BU in keep_BKU.to(device).unbind(1)]
+        outputs_BKC = torch.stack([observe(teacher.model, copy).logits_BC for copy in copies], dim=1).detach().float()
+        plain_BC = seen.logits_BC.detach().float()
+        moved_BK = _values(outputs_BKC, plain_BC) - _values(plain_BC[:, None], plain_BC)
+        taught: Taught = {
+            "keep": cut(keep_BKU, batch),
+            "outputs": list(outputs_BKC.cpu()),
+            "scale": [np.float32(teacher.prepared)] * len(banks),
+            "strength": list((moved_BK / teacher.prepared).square().mean(1).sqrt().cpu()),
+        }
+        if self.match == "coefficients":
+            gains, metrics = zip(*map(self._metric, banks), strict=True)
+            taught |= {"plain": list(plain_BC.cpu()), "gain": list(gains), "metric": list(metrics)}
+        return taught
 
-    def _take(self, moment: Moment) -> list[int]:
-        """The masks of the bank whose turn it is."""
-        return [(moment.epoch * self.masks_per_step + k) % self.masks for k in range(self.masks_per_step)]
+    def _bank(self, seed: int, n_units: int) -> Masks:
+        """The masks of an example with so many visible units: bool [K, N]."""
+        if self.match == "outputs" or self.kernel == "lime" or n_units < 2:
+            return draw_masks(seed, n_units, self.masks, self.sizes)[:, :n_units]
+        drawn = self.masks - 1
+        few = drawn < 2**n_units - 2
+        others = draw_masks(seed, n_units, drawn, self.sizes) if few else all_coalitions(n_units, drawn)
+        return np.vstack([np.zeros((1, n_units), dtype=bool), others])
+
+    def _metric(self, keep_KN: Masks) -> tuple[np.floating, Floats]:
+        """|A| and A'A / |A|², so that float16 holds them."""
+        if keep_KN.shape[1] == 0:
+            return np.float64(0), np.zeros((len(keep_KN) + 1, len(keep_KN) + 1))
+        map_NM = coefficients_of(keep_KN, self.kernel, self.sizes, self.ridge)
+        gain = np.linalg.norm(map_NM)
+        return gain, map_NM.T @ map_NM / gain**2
+
+    def _take(self, batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
+        """The masks of the bank whose turn it is, long [B, R], those that keep fewest words first.
+
+        Examples go round their banks: after K / gcd(K, R) visits each mask has had as many turns, and the next round has
+        another order. So R masks taken together are any R, with equal chances.
+        """
+        keep_BKU, taken = lesson["keep"], self.masks_per_step
+        idx_B = batch["idx"] if "idx" in batch else torch.zeros(len(keep_BKU), dtype=torch.long, device=keep_BKU.device)
+        visit_B, visits = self.schedule.visits(idx_B, moment.epoch), self.masks // math.gcd(self.masks, taken)
+        order_BK = turn_order(idx_B, visit_B // visits, self.masks)
+        place_BR = (visit_B % visits * taken)[:, None] + torch.arange(taken, device=idx_B.device)
+        take_BR = order_BK.gather(1, place_BR % self.masks)
+        return take_BR.gather(1, keep_BKU.sum(2).gather(1, take_BR).argsort(dim=1, stable=True))
 
     def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
-        """One batch that holds `masks_per_step` perturbed copies of each example."""
-        take = self._take(moment)
-        keep_PU = lesson["keep"][:, take].flatten(0, 1)
-        return [perturb(repeat(batch, len(take)), keep_PU, self.operator, moment.tokenizer)]
+        """`masks_per_step` perturbed copies of the batch: the shortest copy of each example, the next, ..."""
+        rows_B1 = torch.arange(len(lesson["keep"]), device=lesson["keep"].device)[:, None]
+        keep_BRU = lesson["keep"][rows_B1, self._take(batch, lesson, moment)]
+        return [perturb(batch, keep_BU, self.operator, moment.tokenizer) for keep_BU in keep_BRU.unbind(1)]
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
-        """The mean over the masks of `distance(f_S(x_m), f_T(x_m))`."""
-        outputs_PC = lesson["outputs"][:, self._take(moment)].flatten(0, 1)
-        scale_P = lesson["scale"].repeat_interleave(self.masks_per_step)
-        distance_P = outputs_distance(
-            copies[0].logits_BC.float(), outputs_PC, self.distance, scale_B=scale_P, temperature=self.temperature
+        """The mean over the masks taken of `distance(f_S(x_m), f_T(x_m))`, or an unbiased estimate of |A (v_S - v_T)|²."""
+        take_BR = self._take(batch, lesson, moment)
+        rows_B1 = torch.arange(len(take_BR), device=take_BR.device)[:, None]
+        student_BRC, teacher_BRC = (
+            torch.stack([copy.logits_BC.float() for copy in copies], 1),
+            lesson["outputs"][rows_B1, take_BR],
         )
-        return distance_P.view(len(batch["input_ids"]), -1).mean(1)
+        if self.match == "outputs":
+            distance_P = outputs_distance(
+                student_BRC.flatten(0, 1),
+                teacher_BRC.flatten(0, 1),
+                self.distance,
+                scale_B=lesson["scale"].repeat_interleave(len(copies)),
+                temperature=self.temperature,
+            )
+            return distance_P.view(take_BR.shape).mean(1)
+        student_BMC = torch.cat([seen.logits_BC.float()[:, None], student_BRC], 1)
+        teacher_BMC = torch.cat([lesson["plain"][:, None], teacher_BRC], 1)
+        gap_BM = (_values(student_BMC, lesson["plain"]) - _values(teacher_BMC, lesson["plain"])) / lesson["scale"][:, None]
+        seen_BM = F.pad(take_BR + 1, (1, 0))  # the text itself always
+        metric_BMM = lesson["metric"][rows_B1[..., None], seen_BM[:, :, None], seen_BM[:, None, :]] * self._chances(
+            take_BR.device
+        )
+        return lesson["gain"].square() * torch.einsum("bm,bmn,bn->b", gap_BM, metric_BMM, gap_BM)
+
+    def _chances(self, device: torch.device) -> Tensor:
+        """One over the chance that two outputs are seen in the same step, float [R + 1, R + 1]."""
+        masks, taken = self.masks, self.masks_per_step
+        inverse_MM = torch.full((taken + 1, taken + 1), masks * (masks - 1) / (taken * (taken - 1)), device=device)
+        inverse_MM.fill_diagonal_(masks / taken)
+        inverse_MM[0] = inverse_MM[:, 0] = masks / taken
+        inverse_MM[0, 0] = 1.0
+        return inverse_MM
+
+
+def _values(outputs_BKC: Tensor, plain_BC: Tensor) -> Tensor:
+    """Log odds of the class that is predicted for the text itself, float [B, K]."""
+    target_B = plain_BC.argmax(1).repeat_interleave(outputs_BKC.shape[1])
+    return log_odds(outputs_BKC.flatten(0, 1), target_B).view(outputs_BKC.shape[:2])

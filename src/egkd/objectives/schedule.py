@@ -56,6 +56,13 @@ class Schedule(BaseModel):
         place_B = (idx_B.double() * GOLDEN + epoch * self.share) % 1.0
         return (place_B < self.share).nonzero()[:, 0]
 
+    def visits(self, idx_B: Tensor, epoch: int) -> Tensor:
+        """How many turns each example has had in the epochs before this one, long [B], whoever has one now (see `rows`)."""
+        if self.share == 1 or self.choose == "strong":
+            return torch.full_like(idx_B, epoch, dtype=torch.long)
+        place_B = idx_B.double() * GOLDEN
+        return ((place_B + (epoch - 1) * self.share).floor() - (place_B - self.share).floor()).long()
+
     def strongest(self, strength_N: Tensor) -> Tensor:
         """Bool [N]: the `share` of the examples whose explanation is strongest."""
         count = max(1, round(self.share * len(strength_N)))
