@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from egkd.report.run import Estimate, Model, Run
+from egkd.report.run import Estimate, Latency, Model, Run
 from egkd.report.wording import (
     GROUPS,
     NONE,
@@ -18,6 +19,8 @@ from egkd.report.wording import (
     size,
     written,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ def students(runs: Sequence[Run]) -> list[Column]:
     return sorted((column for column in columns(runs) if column.place is not None), key=lambda column: column.place or 0)
 
 
-def _names(dictionaries: Sequence[Sequence[str]]) -> list[str]:
+def _names(dictionaries: Sequence[Sequence[T]]) -> list[T]:
     """All keys, each once, in the order they are met."""
     return list(dict.fromkeys(name for names in dictionaries for name in names))
 
@@ -124,6 +127,7 @@ def comparison(runs: Sequence[Run]) -> list[Section]:
             Section(title=f"Explanation agreement by {explainer(name)}", rows=tuple(_explanation_rows(models, name)))
             for name in explainers
         ),
+        Section(title="Reasons told in the same pass", rows=tuple(_own_reasons_rows(models))),
         Section(title="Cost", rows=tuple(_cost_rows(models))),
     ]
     return [section for section in sections if section.rows]
@@ -169,6 +173,26 @@ def _explanation_rows(models: Sequence[Column], name: str) -> list[Row]:
             estimates = [figures.get(which, {}).get(kind, Estimate()) for figures in looked_at]
             found = _row(measure(kind).label, _estimated(kind, estimates), GROUPS.get(which, which.replace("_", " ")))
             rows += [replace(row, minor=which != "all") for row in found]
+    return rows
+
+
+def _own_reasons_rows(models: Sequence[Column]) -> list[Row]:
+    """Of students with a head: like whom it reasons, how faithfully beside other ways to ask, and what that costs."""
+    rows = []
+    told = [column.model.reasons for column in models]
+    for whose, note in (("student", "its own occlusion"), ("teacher", "the teacher’s occlusion")):
+        estimates = [reasons.agreement.get(whose, {}).get("all", {}).get("spearman", Estimate()) for reasons in told]
+        rows += _row(measure("spearman").label, _estimated("spearman", estimates), note)
+    ways = _names([list(reasons.faithfulness) for reasons in told])
+    for kind in _names([list(figures) for reasons in told for figures in reasons.faithfulness.values()]):
+        for place, way in enumerate(ways):
+            estimates = [reasons.faithfulness.get(way, {}).get(kind, Estimate()) for reasons in told]
+            found = _row(measure(kind).label, _estimated(kind, estimates), "" if place == 0 else explainer(way))
+            rows += [replace(row, minor=place > 0) for row in found]
+    for name, note in (("reasons", "with reasons"), ("plain", "without")):
+        for batch in _names([list(reasons.latency.get(name, Latency()).ms_per_example) for reasons in told]):
+            times = [reasons.latency.get(name, Latency()).ms_per_example.get(batch) for reasons in told]
+            rows += _row("ms per example", [Cell(text=milliseconds(time)) for time in times], f"{note}, batch of {batch}")
     return rows
 
 

@@ -88,6 +88,7 @@ def _glossary(runs: Sequence[Run]) -> list[wording.Measure]:
         shown = [name for scores in student.scores.values() for name in scores]
         shown += [name for figures in student.fidelity.values() for name in figures]
         shown += [name for groups in student.explanations.values() for figures in groups.values() for name in figures]
+        shown += [name for figures in student.reasons.faithfulness.values() for name in figures]
         found |= {name: wording.measure(name) for name in shown}
     explainers = [wording.EXPLAINERS[name] for name in explainer_names(runs) if name in wording.EXPLAINERS]
     return [entry for entry in (*found.values(), *explainers) if entry.meaning]

@@ -55,6 +55,18 @@ Scores = dict[str, dict[str, float | None]]  # evaluation set -> metric -> value
 Figures = dict[str, dict[str, Figure]]
 
 
+def figures_only(value: Any) -> Any:
+    """Figures by two names, without counts that stand beside them: these are not for the page."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: {which: part for which, part in looked.items() if not isinstance(part, int)}
+        if isinstance(looked, Mapping)
+        else looked
+        for name, looked in value.items()
+    }
+
+
 class Latency(_Part):
     """Time per example by batch size, and how it was taken."""
 
@@ -72,6 +84,22 @@ class Latency(_Part):
         return {"ms_per_example": times, "conditions": value.get("conditions") or {}}
 
 
+class OwnReasons(_Part):
+    """What the reasons are worth that a student tells by itself."""
+
+    agreement: dict[str, Figures] = Field(default_factory=dict)
+    """Whose occlusion (`student`, `teacher`) -> `all` or `floor` -> measure of closeness to it -> figure."""
+    faithfulness: Figures = Field(default_factory=dict)
+    """Explainer of the student -> measure -> figure."""
+    latency: dict[str, Latency] = Field(default_factory=dict)
+    """`plain` without the scores, `reasons` with them."""
+
+    @field_validator("agreement", mode="before")
+    @classmethod
+    def _without_counts(cls, value: Any) -> Any:
+        return figures_only(value)
+
+
 class Model(_Part):
     """A teacher or a student with its figures."""
 
@@ -85,18 +113,12 @@ class Model(_Part):
     explanations: dict[str, Figures] = Field(default_factory=dict)
     """Explainer -> examples looked at (`all`, `same_class`, `floor`) -> measure of closeness to its explanations -> figure."""
 
+    reasons: OwnReasons = Field(default_factory=OwnReasons)
+
     @field_validator("explanations", mode="before")
     @classmethod
-    def _figures_only(cls, value: Any) -> Any:
-        """Counts that stand beside the figures are not for the page."""
-        if not isinstance(value, Mapping):
-            return value
-        return {
-            name: {which: part for which, part in looked.items() if not isinstance(part, int)}
-            if isinstance(looked, Mapping)
-            else looked
-            for name, looked in value.items()
-        }
+    def _without_counts(cls, value: Any) -> Any:
+        return figures_only(value)
 
 
 class Task(_Part):

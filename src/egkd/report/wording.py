@@ -47,6 +47,15 @@ MEASURES = {
         "this is Spearman’s correlation of the two rankings, averaged over examples. 1 is the same order, 0 no relation, "
         "−1 the reverse.",
     ),
+    "comprehensiveness": Measure(
+        label="comprehensiveness",
+        meaning="How much probability the answer loses when the words scored highest are masked, averaged over the top 1, 5, "
+        "10, 20 and 50 %. Higher is more faithful to the model; compare it with random scores.",
+    ),
+    "sufficiency": Measure(
+        label="sufficiency",
+        meaning="How much probability the answer loses when only those words are left. Lower is more faithful.",
+    ),
     "top20": Measure(
         label="top 20 % overlap",
         percent=True,
