@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from egkd.presets import PRESETS
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -54,8 +56,6 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(f"{_TAGS}bool", re.compile(r"^(?:[Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(f"{_TAGS}float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
-
-_ANSWERS: dict[str, dict[str, Any]] = {"labels": {}, "soft-labels": {}}
 
 
 class _Section(BaseModel):
@@ -122,8 +122,14 @@ class RunConfig(_Section):
     student: str = "layers:3"
     """`layers:0,2,4` or `layers:3` of the teacher, or a local folder or hub id."""
     data: DataConfig
-    objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(_ANSWERS))
+    preset: str | None = None
+    """A published method's settings, over which all others go: "plain", "ad-kd", "gkd"."""
+    objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: PRESETS["plain"](None)["objectives"])
     """Settings of each objective by its name."""
+    freeze_embeddings: bool = False
+    """Leave the student's embedding layer as it is."""
+    student_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout while the student learns; what its architecture has by default. A saved student keeps its architecture's."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Handed to `transformers.TrainingArguments` for the student, over our defaults."""
     teach: dict[str, Any] = Field(default_factory=dict)
@@ -221,7 +227,7 @@ def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = (), *, reasons: bool = False) -> RunConfig:
-    """Checked settings of a run. `guides` switches explanation objectives on beside gold and soft labels.
+    """Checked settings of a run. `guides` switches explanation objectives on beside the preset's, gold and soft labels.
 
     Raises ValueError whose message is one line: the setting, what was found, and the near miss.
     """
@@ -229,11 +235,20 @@ def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = (), *, reason
     others = [guide for guide in guides if guide != Guide.none]
     if others and len(others) < len(guides):
         raise ValueError(f"--guide none cannot stand beside --guide {others[0].value}; give one or the other")
-    objectives = settings.get("objectives")
+    chosen = _preset(settings)
+    extra: dict[str, Any] = {guide.value: {} for guide in others} | ({"reasons": {}} if reasons else {})
+    objectives = settings.pop("objectives", None)
     if objectives is None or isinstance(objectives, Mapping):  # else the check below complains
-        chosen = _ANSWERS | {guide.value: {} for guide in others} | ({"reasons": {}} if reasons else {})
-        settings["objectives"] = merge(chosen, objectives or {})
-    return check(RunConfig, settings)
+        objectives = merge(merge(chosen.pop("objectives"), extra), objectives or {})
+    return check(RunConfig, merge(chosen, settings | {"objectives": objectives}))
+
+
+def _preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset of `settings` says, "plain" where there is none. Raises ValueError for an unknown one."""
+    name, data = str(settings.get("preset") or "plain"), settings["data"]
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; {near(name, list(PRESETS))}")
+    return PRESETS[name](data.get("task") if isinstance(data, Mapping) else None)
 
 
 def check(model: type[_Model], settings: Mapping[str, Any], where: str = "") -> _Model:

@@ -217,6 +217,16 @@ def _same_dropout(random: tuple[Tensor, Tensor | None] | None, device: torch.dev
         yield
 
 
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Drop this share of values in training, everywhere. The config, and so what is saved, keeps the architecture's own."""
+    for module in unwrapped(model).modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        for name, value in list(vars(module).items()):  # models that hand a number to their attention or recurrent kernel
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, share)
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode without parameter gradients; every module's mode and every flag comes back on leaving."""

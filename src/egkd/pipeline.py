@@ -26,6 +26,7 @@ from egkd.data.glue import load_glue
 from egkd.evaluate.compare import Classifier, compare
 from egkd.evaluate.scores import task_scores
 from egkd.explain.amortised import with_head
+from egkd.models import embedding_layer, set_dropout
 from egkd.objectives import Labels, Objective
 from egkd.report.page import write_report
 from egkd.runs import (
@@ -231,6 +232,10 @@ def _learned(
         max_length=config.max_length,
     )
     tell(size_of(model))
+    if config.freeze_embeddings:
+        embedding_layer(model).requires_grad_(False)
+    if config.student_dropout is not None:
+        set_dropout(model, config.student_dropout)
     started = time.perf_counter()
     trainer = DistillationTrainer(
         model,

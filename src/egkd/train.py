@@ -106,8 +106,8 @@ class DistillationTrainer(Trainer):
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
         if teacher is not None:
-            theirs = AutoConfig.from_pretrained(teacher) if isinstance(teacher, str | Path) else teacher.config
-            self.objectives = [objective.between(theirs, model.config) for objective in self.objectives]
+            config = AutoConfig.from_pretrained(teacher) if isinstance(teacher, str | Path) else teacher.config
+            self.objectives = [objective.between(config, model.config) for objective in self.objectives]
         self._differentiates_twice = any(objective.differentiates_twice for objective in self.objectives)
         lessons: dict[str, Lessons] = {}
         if train_dataset is not None:

@@ -20,6 +20,9 @@ def distill(
         list[Guide] | None,
         typer.Option(help="Explanations to learn beside answers. Repeatable. [default: none]", show_default=False),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A published method's objectives: plain, ad-kd or gkd; other settings go over them.")
+    ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="The student also tells word scores with each answer.")] = False,
     task: o.Task = None,
     glue_dir: o.GlueDir = None,
@@ -56,6 +59,7 @@ def distill(
         "teacher": teacher,
         "teacher_init": teacher_init,
         "student": student,
+        "preset": preset,
         "data": o.data_settings(task, glue_dir, train, eval, text, text_pair, label, train_limit, eval_limit),
         "train": {"num_train_epochs": epochs},
         "max_length": max_length,

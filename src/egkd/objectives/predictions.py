@@ -56,23 +56,55 @@ class Labels(Objective):
 
 
 class SoftLabels(Objective):
-    """Plain distillation: the student's softened predictions match the teacher's."""
+    """Plain distillation: the student's softened predictions match the teacher's.
+
+        loss = T² · distance(softmax(f_T / T), softmax(f_S / T))          regression, and "mse": T² · (f_S / T - f_T / T)²
+
+    The defaults are Hinton et al. 2015. Published code deviates, so that weights cannot be carried over: AD-KD (Wu et al.
+    2023) takes the cross-entropy without T², and on some tasks anneals T; GKD (Wang et al. 2022) and PKD (Sun et al. 2019)
+    divide by the number of classes too. `distance`, `scale`, `final_temperature` and `reduction` say so.
+    """
 
     name: ClassVar[str] = "soft-labels"
 
     weight: float = Field(default=0.5, ge=0)
     """Factor of this objective's loss in the sum."""
     temperature: float = Field(default=2.0, gt=0)
-    """Softens both predictions before they are compared; not used in regression."""
-    distance: Literal["kl", "mse"] = "kl"
-    """`kl` of the predictions (Hinton et al. 2015), or `mse` of the logits (Tang et al. 2019)."""
+    """T, softens both predictions before they are compared."""
+    final_temperature: float | None = Field(default=None, gt=0)
+    """T in the last epoch: from epoch to epoch it goes there linearly; it stays where there is one epoch only."""
+    distance: Literal["kl", "cross-entropy", "mse"] = "kl"
+    """`kl` of the predictions (Hinton et al. 2015), their `cross-entropy`, which has the same gradient, or `mse` of the logits
+    (Tang et al. 2019)."""
+    scale: Literal["temperature-squared", "one"] = "temperature-squared"
+    """Factor before the distance: T² keeps the gradient's size independent of T."""
+    reduction: Literal["batchmean", "mean"] = "batchmean"
+    """As `torch.nn.KLDivLoss` has it: the mean over examples, or over examples and classes, as `mse` always is."""
 
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """The teacher's logits."""
         return {"logits": list(seen.logits_BC.detach().cpu())}
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
-        """`T² KL(p_T || p_S)` or `mean (z_T - z_S)²`."""
-        if self.distance == "mse":
-            return (seen.logits_BC.float() - lesson["logits"]).square().mean(-1)
-        return logits_distance(seen.logits_BC.float(), lesson["logits"], self.temperature)
+        """The loss of the class docstring."""
+        temperature = self.temperature_at(moment)
+        loss_B = _distance(seen.logits_BC.float() / temperature, lesson["logits"] / temperature, self.distance)
+        factor = temperature**2 if self.scale == "temperature-squared" else 1.0
+        divide = self.reduction == "mean" and self.distance != "mse"
+        return factor * loss_B / (seen.logits_BC.shape[1] if divide else 1)
+
+    def temperature_at(self, moment: Moment) -> float:
+        """T of the epoch."""
+        if self.final_temperature is None or moment.epochs < 2:
+            return self.temperature
+        share = min(moment.epoch / (moment.epochs - 1), 1.0)
+        return self.temperature + share * (self.final_temperature - self.temperature)
+
+
+def _distance(student_BC: Tensor, teacher_BC: Tensor, distance: str) -> Tensor:
+    """Between logits, float [B]."""
+    if distance == "mse" or student_BC.shape[1] == 1:
+        return (student_BC - teacher_BC).square().mean(1)
+    if distance == "cross-entropy":
+        return F.cross_entropy(student_BC, teacher_BC.softmax(1), reduction="none")
+    return logits_distance(student_BC, teacher_BC)
