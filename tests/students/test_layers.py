@@ -1,6 +1,7 @@
 """Who learns: layers cut out of a teacher of any architecture, encoders from a folder, and teachers that cannot be used."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -27,6 +28,7 @@ from egkd.students import (
     parse_layers,
     spread,
 )
+from egkd.students.layers import every
 
 TASK = Task(name="reviews", kind="classification", label_names=("negative", "positive"))
 SCORES = Task(name="scores", kind="regression", metrics=("pearson",))
@@ -131,7 +133,18 @@ def test_layers_that_are_no_single_list_are_refused(architecture: str, settings:
 
 @pytest.mark.parametrize(
     ("spec", "layers"),
-    [("layers:0,2,3", [0, 2, 3]), ("layers:2,0", [2, 0]), ("layers:3", [0, 2, 3]), ("layers:4", [0, 1, 2, 3])],
+    [
+        ("layers:0,2,3", [0, 2, 3]),
+        ("layers:2,0", [2, 0]),
+        ("layers:3", [0, 2, 3]),
+        ("layers:spread:3", [0, 2, 3]),
+        ("layers:4", [0, 1, 2, 3]),
+        ("layers:first:2", [0, 1]),
+        ("layers:last:3", [1, 2, 3]),
+        ("layers:every:2", [1, 3]),
+        ("layers:last:2,ffn=8", [2, 3]),
+        ("layers:1,ffn=8,heads=2,3", [1, 3]),
+    ],
 )
 def test_layers_by_number_or_by_count(spec: str, layers: list[int]) -> None:
     assert parse_layers(spec, DEPTH) == layers
@@ -149,11 +162,16 @@ def test_layers_by_number_or_by_count(spec: str, layers: list[int]) -> None:
         ("layers:0,4", "asks for layer 4, the teacher has layers 0 to 3"),
         ("layers:-1,2", "asks for layer -1, the teacher has layers 0 to 3"),
         ("layers:1,1", "asks for a layer twice"),
+        ("layers:firs:2", "chooses layers by 'firs'; did you mean 'first'?"),
+        ("layers:last:0", "asks for 0 layers"),
+        ("layers:last:5", "asks for 5 layers, the teacher has 4"),
+        ("layers:last:1,2", "gives 'last' 2 numbers, expected one: how many layers"),
+        ("layers:last:", "names no layers"),
     ],
 )
 def test_layers_that_cannot_be(spec: str, complaint: str, teacher: str) -> None:
     for refuse in (lambda: parse_layers(spec, DEPTH), lambda: check_student(spec, teacher)):
-        with pytest.raises(ValueError, match=complaint) as caught:
+        with pytest.raises(ValueError, match=re.escape(complaint)) as caught:
             refuse()
         assert spec in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -165,6 +183,12 @@ def test_a_student_is_checked_by_its_config_alone(teacher: str, tmp_path: Path) 
     check_student(teacher, "nowhere/at/all")
     with pytest.raises(ValueError, match="does not exist; give a model folder or a hub id"):
         check_student(str(tmp_path / "none"), teacher)
+
+
+def test_every_nth_by_hand() -> None:
+    """Twelve to six are PKD's 2, 4, ... 12 and twelve to four TinyBERT's 3, 6, 9, 12, counted from one."""
+    assert [every(count, 12) for count in (3, 4, 6)] == [[3, 7, 11], [2, 5, 8, 11], [1, 3, 5, 7, 9, 11]]
+    assert [every(count, 6) for count in (1, 5, 6)] == [[5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
 
 
 def test_spread_by_hand() -> None:
@@ -293,16 +317,16 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def test_padding_is_borrowed_from_the_end_of_text_or_refused(tmp_path: Path, bpe_tokenizer: Any) -> None:
+def test_padding_is_borrowed_from_a_token_that_ends_no_text_or_refused(tmp_path: Path, bpe_tokenizer: Any) -> None:
     bpe_tokenizer.save_pretrained(tmp_path / "whole")
     settings = json.loads((tmp_path / "whole" / "tokenizer_config.json").read_text())
-    for name, lost in (("ends", {"pad_token"}), ("bare", {"pad_token", "eos_token"})):
+    for name, lost in (("ends", {"pad_token"}), ("bare", {"pad_token", "eos_token", "unk_token", "bos_token"})):
         bpe_tokenizer.save_pretrained(tmp_path / name)
         left = {key: value for key, value in settings.items() if key not in lost}
         (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(left))
         (tmp_path / name / "special_tokens_map.json").unlink(missing_ok=True)
     assert load_tokenizer(str(tmp_path / "whole")).pad_token == "<pad>"
-    assert load_tokenizer(str(tmp_path / "ends")).pad_token == "</s>"
+    assert load_tokenizer(str(tmp_path / "ends")).pad_token == "<unk>"  # </s> ends every text
     with pytest.raises(ValueError, match="no padding token; set one and save it"):
         load_tokenizer(str(tmp_path / "bare"))
 

@@ -49,9 +49,7 @@ class Layers(Student):
             keep_layers(model, layers)
             return model, tokenizer
         if origin.examples is None:
-            raise ValueError(
-                f"student {self.spec!r} is thinned by what examples need, and there are none; pass some to learn from"
-            )
+            raise ValueError(f"student {self.spec!r} is made thinner by what examples need, and there are none; pass examples")
         rows = labelled(origin.examples, origin.max_examples, origin.seed)
         prune(model, tokenizer, rows, layers, ffn=self.ffn, heads=self.heads, max_length=origin.max_length)
         keep_layers(model, layers)
