@@ -132,7 +132,7 @@ class PerturbationGuide(Objective):
 
     weight: float = Field(default=3.0, ge=0)
     """Factor of this objective's loss in the sum."""
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Schedule(every=5)
     """When it is paid for: at which steps, for which examples."""
     masks: int = Field(default=4, ge=1)
     """Masks in each example's bank."""
