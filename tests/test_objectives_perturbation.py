@@ -94,7 +94,7 @@ def test_words_that_were_cut_off_are_not_masked(tiny_bert: Any, tokenizer: Any) 
         lesson = lesson_of(guide, tiny_bert(), tokenizer, batch)
         assert lesson["keep"][0, :, 4:].all()
         assert not lesson["keep"][0, :, :4].all(1).any()
-        assert lesson["strength"][1] == 0  # nothing can be taken from an empty text
+        assert lesson["strength"][1].item() == pytest.approx(0, abs=1e-4)  # nothing can be taken from an empty text
         assert torch.isfinite(losses(guide, tiny_bert(seed=1), batch, lesson, at(0, tokenizer))).all()
 
 
