@@ -1,14 +1,10 @@
-"""The job of explaining many texts by several methods: chunk by chunk, written as it goes, resumed, judged.
-
-Shapes: N texts.
-"""
+"""The job of explaining many texts by several methods: chunk by chunk, written as it goes, resumed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from datasets import Dataset
 from pydantic import ValidationError
@@ -16,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.config import near, override
 from egkd.data import sample
-from egkd.evaluate.faithfulness import Probes, per_example
-from egkd.evaluate.scores import Estimate, estimate
+from egkd.evaluate.faithfulness import Probes
 from egkd.explain import EXPLAINERS, Explainer, Explanation, SelectorSettings, encode_rows, explainer_from_name, iter_explained
 from egkd.explain.amortised import with_head
 from egkd.explain.base import check_targets
@@ -31,12 +26,10 @@ from egkd.text import MAX_LENGTH, UNIT_RULE
 
 CHUNK = 256  # texts at a time: enough to be sorted by length, few enough to hold
 MIN_LENGTH = 5  # tokens: the special ones around a pair, and a word of each
-JUDGED = ("comprehensiveness", "sufficiency", "area_over_curve")
-"""What `Judge` measures, see `evaluate.faithfulness`."""
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
 ByMethod = dict[str, Explanation]
+_Settings = TypeVar("_Settings", SelectorSettings, Probes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +41,10 @@ class Question:
     target: Literal["predicted"] | int = "predicted"
     max_length: int = MAX_LENGTH
     seed: int = 0
+
+    def asked_of(self, source: str, *, trust_remote_code: bool = False) -> "Question":
+        """The same of another model, about the class it predicts. Raises ValueError, one line."""
+        return question_about(source, "predicted", self.max_length, self.seed, trust_remote_code=trust_remote_code)
 
     def told(self) -> dict[str, Any]:
         """All that scores depend on beside text and method, as plain values."""
@@ -61,13 +58,31 @@ class Question:
         }
 
 
-def methods_from(names: Sequence[str], assignments: Sequence[str]) -> tuple[dict[str, Explainer], SelectorSettings]:
-    """Explainers by name with settings like `lime.n_samples=200`, and those for fitting a selector (`selector.rate=0.2`).
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """What was chosen by names and settings."""
+
+    explainers: dict[str, Explainer]
+    fitting: SelectorSettings
+    probes: dict[str, Any]
+    """Settings of `Probes` that were given."""
+
+    def probes_for(self, tokenizer: PreTrainedTokenizerBase) -> Probes:
+        """What a judge probes with. By default words are taken away by mask tokens, where there is one, else deleted; the
+        max-sensitivity, which asks for every explanation several times, is left out."""
+        operator = "delete" if tokenizer.mask_token_id is None else "mask"
+        return _checked(Probes, "judge", {"operator": operator, "sensitivity_samples": 0} | self.probes)
+
+
+def methods_from(names: Sequence[str], assignments: Sequence[str]) -> Methods:
+    """Explainers by name with settings like `lime.n_samples=200`, those for fitting a selector (`selector.rate=0.2`), and
+    those of the judge of faithfulness (`judge.operator=delete`).
 
     Raises ValueError, one line, for what is unknown.
     """
     settings = override({}, assignments)
-    fitting = settings.pop("selector", {})
+    fitting, probes = settings.pop("selector", {}), settings.pop("judge", {})
+    _checked(Probes, "judge", probes)
     explainers: dict[str, Explainer] = {}
     for name in dict.fromkeys(names):
         own = settings.pop(name, {})
@@ -77,19 +92,20 @@ def methods_from(names: Sequence[str], assignments: Sequence[str]) -> tuple[dict
     if settings:
         wrong = next(iter(settings))
         raise ValueError(f"--set {wrong}: there are settings of {', '.join(explainers)} here; write --set method.setting=value")
-    return explainers, _fitting_settings(fitting)
+    return Methods(explainers=explainers, fitting=_checked(SelectorSettings, "selector", fitting), probes=probes)
 
 
-def _fitting_settings(given: Any) -> SelectorSettings:
-    known = [each.name for each in fields(SelectorSettings)]
-    unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else [given]
+def _checked(kind: type[_Settings], name: str, given: Any) -> _Settings:
+    """Settings given as `--set name.setting=value`."""
+    known = [each.name for each in fields(kind)]
+    unknown = [setting for setting in given if setting not in known] if isinstance(given, Mapping) else [given]
     if unknown:
-        raise ValueError(f"--set selector: unknown setting {unknown[0]!r}; {near(str(unknown[0]), known)}")
+        raise ValueError(f"--set {name}: unknown setting {unknown[0]!r}; {near(str(unknown[0]), known)}")
     try:
-        return SelectorSettings(**given)
+        return kind(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"--set selector.{first['loc'][0]}: {first['msg']}; it is {first['input']!r}") from None
+        raise ValueError(f"--set {name}.{first['loc'][0]}: {first['msg']}; it is {first['input']!r}") from None
 
 
 def question_about(source: str, target: str, max_length: int | None, seed: int, *, trust_remote_code: bool = False) -> Question:
@@ -241,41 +257,3 @@ def _explained(
 
 def _pairs(dataset: Dataset) -> list[str] | None:
     return list(dataset["text_pair"]) if "text_pair" in dataset.column_names else None
-
-
-class Judge:
-    """How faithful each method's explanations are to the model, beside the same scores in random order."""
-
-    def __init__(self, question: Question) -> None:
-        """Words are taken away by mask tokens, or where the model has none, by deletion."""
-        self._question = question
-        operator: Literal["mask", "delete"] = "delete" if question.tokenizer.mask_token_id is None else "mask"
-        self.probes = Probes(operator=operator, infidelity_samples=1, sensitivity_samples=0)
-        self._found: dict[tuple[str, str, str], list[np.ndarray]] = {}
-
-    def hear(self, explained: Sequence[tuple[int, ByMethod]]) -> None:
-        """Judge some texts, with all their explanations. Cost: about 4 F per word and text and method."""
-        question = self._question
-        for method in explained[0][1]:
-            one = [found[method] for _, found in explained]
-            pairs = None if one[0].text_pair is None else [each.text_pair or "" for each in one]
-            own, floor = per_example(
-                [np.where(each.hidden, np.nan, each.scores) for each in one],
-                question.model,
-                question.tokenizer,
-                encode_rows(question.tokenizer, [each.text for each in one], pairs, question.max_length),
-                targets=[each.target for each in one],
-                probes=self.probes,
-                seed=question.seed,
-            )
-            for measure in JUDGED:
-                self._found.setdefault((method, measure, "own"), []).append(own[measure])
-                self._found.setdefault((method, measure, "floor"), []).append(floor[measure])
-
-    def verdict(self) -> dict[str, dict[str, tuple[Estimate, Estimate]]]:
-        """By method and measure: the mean over all texts heard, and that of the floor."""
-        verdict: dict[str, dict[str, tuple[Estimate, Estimate]]] = {}
-        for method, measure, _ in self._found:
-            own, floor = (estimate(np.concatenate(self._found[method, measure, part])) for part in ("own", "floor"))
-            verdict.setdefault(method, {})[measure] = (own, floor)
-        return verdict

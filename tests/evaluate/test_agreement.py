@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cosine, jensenshannon
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
-from egkd.evaluate.agreement import agreement, per_example
+from egkd.evaluate.agreement import Tally, agreement, per_example
 
 RANKS = ("spearman", "kendall", "top20", "rank_biased_overlap")
 LOWEST = {"spearman": -1, "kendall": -1, "pearson": -1, "cosine": -1, "top20": 0, "rank_biased_overlap": 0, "jensen_shannon": 0}
@@ -113,6 +113,16 @@ def test_floor_and_ceiling() -> None:
     assert found["ceiling"]["spearman"]["mean"] > 0.95
     assert found == agreement(first, first[::-1], ceiling=(first, again), seed=3)
     assert found["floor"] != agreement(first, first[::-1], seed=4)["floor"]
+
+
+def test_a_tally_of_parts_is_the_agreement_of_the_whole() -> None:
+    random = np.random.default_rng(5)
+    first, second = ([random.standard_normal(size) for size in range(1, 11)] for _ in range(2))
+    same = random.random(10) < 0.5
+    whole, tally = agreement(first, second, same_class=same, ceiling=(second, first), seed=7), Tally(7)
+    for part in (slice(0, 4), slice(4, 5), slice(5, 10)):
+        tally.add(first[part], second[part], same_class=same[part], ceiling=(second[part], first[part]))
+    assert tally.figures() == whole
 
 
 @given(two_of_a_length)

@@ -345,7 +345,7 @@ def test_bad_input_is_refused_in_one_line(scores, options, message, adder, token
 
 def test_bad_settings_are_refused(adder, tokenizer):
     for bad in ({"operator": "drop"}, {"infidelity_samples": 0}, {"sensitivity_samples": -1}, {"sensitivity_radius": 0}):
-        with pytest.raises(ValueError, match="unknown operator" if "operator" in bad else "expected"):
+        with pytest.raises(ValueError, match=next(iter(bad))):
             Probes(**bad)
     with pytest.raises(ValueError, match="no examples"):
         faithfulness([], adder(), tokenizer, [])

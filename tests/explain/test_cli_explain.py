@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -13,6 +14,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from egkd import explaining
 from egkd.cli.explain import METHODS
+from egkd.evaluate.agreement import agreement
+from egkd.evaluate.plausibility import plausibility
+from egkd.evaluate.rationales import load_rationales
 from egkd.explain import EXPLAINERS, Explanation
 from egkd.explain import explain as explain_texts
 from egkd.explain.explanation import load
@@ -80,7 +84,7 @@ def test_the_library_gives_the_same_scores(ask: Command, model: Path, tmp_path: 
         out,
     )
     own_model, tokenizer = AutoModelForSequenceClassification.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    explainer = explaining.methods_from(["kernel-shap"], ["kernel-shap.n_samples=16"])[0]["kernel-shap"]
+    explainer = explaining.methods_from(["kernel-shap"], ["kernel-shap.n_samples=16"]).explainers["kernel-shap"]
     expected = explain_texts(own_model, tokenizer, TEXTS, method=explainer, target="positive", seed=3)
     found = {line["row"]: Explanation.from_dict(line) for line in lines_of(out)}
     assert sorted(found) == list(range(6))
@@ -293,30 +297,171 @@ def test_a_selector_of_another_model_is_refused(
     assert "was fitted with another model" in answer.err
 
 
+def rows_of(table: str) -> dict[str, list[float]]:
+    """The figures of a printed table by the name of their row; those of the floor under " floor"."""
+    found: dict[str, list[float]] = {}
+    name = ""
+    for line in table.splitlines():
+        label, *cells = re.split(r"\s{2,}", line.strip())
+        figures = [float(cell.split(" ±")[0]) for cell in cells if re.match(r"-?\d", cell)]
+        if figures:
+            name = f"{name} floor" if label == "in random order" else label
+            found[name] = figures
+    return found
+
+
 def test_judges_print_every_method_beside_its_floor(ask: Command, csv_file: Path) -> None:
-    answer = ask("--file", csv_file, "--text", "review", "--method", "occlusion", "--method", "saliency", "--judge")
-    table = answer.out[answer.out.index("comprehensiveness") :]
-    rows = [line.split() for line in table.splitlines() if "±" in line and line.strip()[0].isalpha()][:4]
-    assert [row[0] for row in rows] == ["occlusion", "in", "saliency", "in"]
-    assert [sum("." in cell for cell in row) for row in rows] == [6, 6, 6, 6]
+    command = ["--file", csv_file, "--text", "review", "--method", "occlusion", "--method", "saliency", "--judge"]
+    answer = ask(*command, "--set", "judge.sensitivity_samples=1", "--set", "judge.operator=delete")
+    rows = rows_of(answer.out[answer.out.index("comprehensiveness ↑") - 200 :])
+    names = ["comprehensiveness ↑", "sufficiency ↓", "area over curve ↑", "τ with leave-one-out ↑", "infidelity, scaled ↓"]
+    names += ["max-sensitivity ↓", "comprehensiveness (ferret) ↑", "sufficiency (ferret) ↓"]
+    assert list(rows) == [each for name in names for each in (name, f"{name} floor")]
+    assert {len(figures) for figures in rows.values()} == {2}
+    assert "operator “delete”" in " ".join(answer.out.split())
+    # each question costs: the sensitivity is only asked for on demand
+    assert "max-sensitivity" not in ask(*command).out
 
 
-def test_judged_scores_are_those_of_faithfulness(model: Path) -> None:
-    from egkd.evaluate.faithfulness import Probes, faithfulness
+@pytest.mark.parametrize("samples", [0, 2])
+def test_judged_scores_are_those_of_faithfulness(
+    ask: Command, model: Path, csv_file: Path, tmp_path: Path, samples: int
+) -> None:
+    from egkd.evaluate.faithfulness import MEASURES, Probes, faithfulness
     from egkd.explain import Occlusion, encode_rows
 
+    out = tmp_path / "new" / "figures.json"
+    settings = ["--set", "judge.infidelity_samples=5", "--set", f"judge.sensitivity_samples={samples}"]
+    ask("--file", csv_file, "--text", "review", "--method", "occlusion", "--judge", "--figures", out, *settings)
+    found = json.loads(out.read_text())["faithfulness"]["occlusion"]
     question = explaining.question_about(str(model), "predicted", None, 0)
-    dataset = explaining.Dataset.from_dict({"row": list(range(6)), "text": TEXTS})
-    judge = explaining.Judge(question)
-    for explained in explaining.explain_all(question, {"occlusion": Occlusion()}, dataset):
-        judge.hear(explained)
     rows = encode_rows(question.tokenizer, TEXTS, None, question.max_length)
-    probes = Probes(infidelity_samples=1, sensitivity_samples=0)
+    probes = Probes(infidelity_samples=5, sensitivity_samples=samples)
     expected = faithfulness(Occlusion(), question.model, question.tokenizer, rows, probes=probes)
-    for measure, (own, floor) in judge.verdict()["occlusion"].items():
-        assert own.mean == pytest.approx(expected["all"][measure]["mean"], abs=1e-5)
-        assert floor.mean == pytest.approx(expected["floor"][measure]["mean"], abs=1e-5)
-        assert own.n == 6
+    for part in ("all", "floor"):
+        assert set(found[part]) == set(MEASURES)
+        for measure, figure in expected[part].items():
+            assert found[part][measure]["n"] == figure["n"], measure
+            if figure["n"]:
+                assert found[part][measure]["mean"] == pytest.approx(figure["mean"], abs=1e-4), measure
+    assert (found["all"]["max_sensitivity"]["n"] > 0) == (samples > 0)
+    assert found["settings"] == {key: value for key, value in expected["settings"].items() if key != "method"}
+    assert found["n_skipped"] == expected["n_skipped"] == 0
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory, save: Callable[..., Path]) -> dict[str, Path]:
+    """Models beside the one that is explained: a small student, and one that differs by its seed."""
+    folder = tmp_path_factory.mktemp("others")
+    return {"student": save(folder / "student", layers=1, seed=2), "twin": save(folder / "twin", seed=1)}
+
+
+def test_agreement_of_two_models_with_floor_and_ceiling(
+    ask: Command, model: Path, csv_file: Path, tmp_path: Path, others: dict[str, Path]
+) -> None:
+    """Beside the functions the command is made of, on models loaded here."""
+    out = tmp_path / "figures.json"
+    command = [
+        "--file",
+        csv_file,
+        "--text",
+        "review",
+        "--method",
+        "occlusion",
+        "--against",
+        others["student"],
+        "--figures",
+        out,
+    ]
+    answer = ask(*command, "--twin", others["twin"])
+    assert re.search(r"^occlusion +all +same answer +random scores +ceiling$", answer.out, re.MULTILINE)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = [AutoModelForSequenceClassification.from_pretrained(one) for one in (model, *others.values())]
+    own = explain_texts(loaded[0], tokenizer, TEXTS, method="occlusion")
+    targets = [one.target for one in own]
+    said = [own, *(explain_texts(one, tokenizer, TEXTS, method="occlusion", target=targets) for one in loaded[1:])]
+    first, second, twin = ([np.array(one.scores) for one in each] for each in said)
+    same = np.array([one.prediction == two.prediction for one, two in zip(said[0], said[1], strict=True)])
+    expected = agreement(first, second, same_class=same, ceiling=(first, twin))
+    found = json.loads(out.read_text())["agreement"]["occlusion"]
+    for part in ("all", "same_class", "floor", "ceiling"):
+        for measure, figure in expected[part].items():
+            assert found[part][measure]["n"] == figure["n"]
+            if figure["n"]:
+                assert found[part][measure]["mean"] == pytest.approx(figure["mean"], abs=1e-3)
+    assert found["ceiling"] != found["all"]
+
+
+def test_the_ceiling_of_methods_that_draw_is_another_seed(
+    ask: Command, csv_file: Path, tmp_path: Path, others: dict[str, Path]
+) -> None:
+    out = tmp_path / "figures.json"
+    methods = ["--method", "occlusion", "--method", "lime", "--method", "shapley-sampling", "--set", "lime.n_samples=12"]
+    ask("--file", csv_file, "--text", "review", *methods, "--against", others["student"], "--figures", out)
+    found = json.loads(out.read_text())["agreement"]
+    assert "ceiling" not in found["occlusion"]  # which says the same every time
+    assert found["lime"]["floor"]["spearman"]["mean"] < found["lime"]["ceiling"]["spearman"]["mean"] < 1
+    assert found["shapley-sampling"]["ceiling"]["spearman"]["mean"] > 0.8
+
+
+def test_scores_of_regressors_agree_without_classes(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
+    first, second = (save(tmp_path / str(seed), (), seed=seed) for seed in (0, 1))
+    answer = egkd("explain", "the plot is dull", "--model", first, "--method", "occlusion", "--against", second)
+    assert answer.code == 0, answer.err
+    assert re.search(r"^occlusion +all +random scores$", answer.out, re.MULTILINE)
+
+
+def eraser(folder: Path, **annotations: Any) -> Path:
+    """A data set as ERASER has them: a folder of documents, a sentence a line, and annotations by token."""
+    (folder / "docs").mkdir(parents=True)
+    (folder / "docs" / "negR_000.txt").write_text("it was a very unfunny ending .\nthe cast , though , is great .\n")
+    (folder / "docs" / "posR_001.txt").write_text("the story is n't dull .\n\n i love it ( a lot ) !\n")
+    marked = {
+        "negR_000.txt": [[(4, 6, "unfunny ending")], [(12, 14, "is great")]],
+        "posR_001.txt": [[(2, 5, "is n't dull"), (6, 9, "i love it")]],
+    }
+    lines = []
+    for name, groups in marked.items():
+        evidences = [
+            [
+                {"docid": name, "start_token": a, "end_token": b, "start_sentence": -1, "end_sentence": -1, "text": text}
+                for a, b, text in group
+            ]
+            for group in groups
+        ]
+        entry = {"annotation_id": name, "classification": name[:3].upper(), "docids": None, "evidences": evidences}
+        lines.append(json.dumps(entry | {"query": "What is the sentiment of this review?", "query_type": None} | annotations))
+    (folder / "val.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "val.jsonl"
+
+
+def test_documents_with_rationales_are_explained_and_judged_by_them(ask: Command, tmp_path: Path) -> None:
+    file, jsonl, out = eraser(tmp_path / "movies"), tmp_path / "why.jsonl", tmp_path / "figures.json"
+    answer = ask("--rationales", file, "--method", "occlusion", "--method", "saliency", "--jsonl", jsonl, "--figures", out)
+    people = load_rationales(file)
+    told = by_row(jsonl, "occlusion")
+    assert [told[row]["text"] for row in (0, 1)] == [one.text for one in people]
+    marked = [[word for word, yes in zip(told[row]["words"], people[row].units(), strict=True) if yes] for row in (0, 1)]
+    assert marked == [["unfunny", "ending", "is", "great"], ["is", "n't", "dull", "i", "love", "it"]]
+    found = json.loads(out.read_text())["plausibility"]
+    for method in ("occlusion", "saliency"):
+        scores = [np.array(by_row(jsonl, method)[row]["scores"]) for row in (0, 1)]
+        expected = plausibility(scores, people)
+        assert found[method]["all"]["auprc"]["mean"] == pytest.approx(expected["all"]["auprc"]["mean"])
+        assert found[method]["share"] == pytest.approx((4 / 15 + 6 / 14) / 2)
+    rows = rows_of(answer.out)
+    assert list(rows) == [each for name in ("token F1 ↑", "IOU F1 ↑", "AUPRC ↑") for each in (name, f"{name} floor")]
+    assert rows["AUPRC ↑"] == pytest.approx([found[name]["all"]["auprc"]["mean"] for name in found], abs=5e-4)
+
+
+def test_rationales_can_be_asked_with_their_question_and_are_cut_openly(ask: Command, tmp_path: Path) -> None:
+    file, jsonl = eraser(tmp_path / "movies"), tmp_path / "why.jsonl"
+    options = ["--text-pair", "query", "--max-length", 22, "--limit", 1, "--method", "saliency"]
+    answer = ask("--rationales", file, *options, "--jsonl", jsonl)
+    (line,) = lines_of(jsonl)
+    assert line["text_pair"] == "What is the sentiment of this review?"
+    assert any(line["hidden"])
+    assert re.search(r"The model did not see \d+% of the marked words", " ".join(answer.out.split()))
 
 
 # Refusals
@@ -325,7 +470,14 @@ def test_judged_scores_are_those_of_faithfulness(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ([], "found nothing to explain, expected one of TEXT, --file FILE or --task TASK"),
+        ([], "found nothing to explain, expected one of TEXT, --file FILE, --rationales FILE or --task TASK"),
+        (["--rationales", "nowhere.jsonl"], "found no documents at"),
+        (["--rationales", "val.jsonl", "--text-pair", "question"], "with --rationales it can be 'query'"),
+        (["a film", "--twin", "x"], "give another model with --against"),
+        (["a film", "--figures", "x.json"], "no judge has figures for --figures x.json; give --judge"),
+        (["a film", "--judge", "--set", "judge.operatr=delete"], "unknown setting 'operatr'; did you mean 'operator'?"),
+        (["a film", "--judge", "--set", "judge.operator=drop"], "--set judge.operator: Input should be 'mask', 'delete'"),
+        (["a film", "--judge", "--set", "judge.infidelity_samples=0"], "greater than or equal to 1; it is 0"),
         (["a film", "--file", "x.csv"], "found TEXT and --file to explain"),
         (["  "], "a TEXT is empty"),
         (["a", "b", "--pair", "c"], "2 TEXT and 1 --pair"),
@@ -367,6 +519,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert last.startswith("egkd: ")
     assert why in last
     assert list(tmp_path.iterdir()) == []
+
+
+def test_models_of_other_classes_and_methods_of_one_model_are_refused(
+    egkd: Command, model: Path, csv_file: Path, tmp_path: Path, save: Callable[..., Path]
+) -> None:
+    turned = save(tmp_path / "turned", ("positive", "negative"))
+    three = save(tmp_path / "three", ("a", "b", "c"))
+    for other in (turned, three):
+        answer = egkd("explain", "a film", "--model", model, "--against", other)
+        assert answer.code == 2
+        assert "the explained model has the classes negative, positive, the other" in answer.err
+    fitted = ["--method", "l2x", "--selector", tmp_path / "selector", "--fit-on", csv_file, "--text", "review"]
+    answer = egkd("explain", "a film", "--model", model, "--against", model, *fitted)
+    assert answer.code == 2
+    assert "l2x carries a selector of one model" in answer.err
+    assert not (tmp_path / "selector").exists()  # refused before any work
 
 
 def test_a_file_given_as_text_is_not_explained_as_a_text(egkd: Command, model: Path, csv_file: Path) -> None:

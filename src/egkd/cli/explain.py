@@ -1,17 +1,11 @@
 """`egkd explain`: which words of a text speak for what a classifier says."""
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from egkd.cli import options as o
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 
 METHODS = (
     "saliency, input-x-gradient, integrated-gradients, smoothgrad, occlusion, lime, kernel-shap, shapley-sampling, "
@@ -26,6 +20,10 @@ def explain(
     file: Annotated[
         Path | None, typer.Option(help="Instead of TEXT: CSV, TSV, JSONL or Parquet, or TXT with a text per line.")
     ] = None,
+    rationales: Annotated[
+        Path | None,
+        typer.Option(help="Instead of TEXT: annotations.jsonl of an ERASER data set; judged by what people marked there."),
+    ] = None,
     task: o.Task = None,
     glue_dir: o.GlueDir = None,
     text: o.Text = None,
@@ -36,7 +34,8 @@ def explain(
         typer.Option(help=f"One of {METHODS}. Repeatable. [default: integrated-gradients]", show_default=False),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Setting of a method, like lime.n_samples=200. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Setting of a method, like lime.n_samples=200, or of a judge. Repeatable."),
     ] = None,
     target: Annotated[str, typer.Option(help="Class to explain: predicted, or a class by name or number.")] = "predicted",
     selector: Annotated[Path | None, typer.Option(help="Folder of the selector for l2x, hard-concrete or diffmask.")] = None,
@@ -47,7 +46,16 @@ def explain(
         Path | None, typer.Option(help="Write explanations here as they come; the same command goes on with it.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with all explanations.")] = None,
-    judge: Annotated[bool, typer.Option("--judge", help="Measure how faithful each method is to the model.")] = False,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Measure how faithful each method is to the model (--set judge.operator=delete).")
+    ] = False,
+    against: Annotated[
+        str | None, typer.Option(help="Another model of the same classes, a student: measure how far its explanations agree.")
+    ] = None,
+    twin: Annotated[
+        str | None, typer.Option(help="A model like --model but for its seed: how far that one agrees is the ceiling.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write all that judges measured here, as JSON.")] = None,
     max_length: o.MaxLength = None,
     seed: o.Seed = None,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -59,29 +67,45 @@ def explain(
     Example: `egkd explain --model my-classifier --file reviews.csv --text review --jsonl why.jsonl --html why.html`
 
     Example: `egkd explain --model my-classifier --task sst2 --limit 100 --method occlusion --method saliency --judge`
+
+    Example: `egkd explain --model my-classifier --task sst2 --method lime --against my-student --twin my-other-classifier`
     """
-    _check_sources(texts, pair, file, task)
-    _check_outputs(jsonl, html)
+    from egkd.cli.sources import Source
+
+    source = Source(
+        texts=texts, pair=pair, file=file, rationales=rationales, task=task, glue_dir=glue_dir, text=text, text_pair=text_pair
+    )
+    source.check()
+    _check_outputs(jsonl, html, figures)
+    _check_judges(judge or rationales is not None, against, twin, figures)
     from rich.console import Console
 
-    from egkd import explaining
-    from egkd.cli.explanations import Shown, judged_table
+    from egkd import explaining, judging
+    from egkd.cli.explanations import Shown
+    from egkd.cli.judgements import tables
     from egkd.cli.progress import bars, calm
     from egkd.explain.record import Record, texts_by_row
+    from egkd.runs import write_json
 
     out = Console()
     aside = Console(stderr=not out.is_terminal)  # what is piped on is explanations only
     calm()
-    explainers, fitting = explaining.methods_from(method or ["integrated-gradients"], set_ or [])
-    dataset, notes = _dataset(texts, pair, file, task, glue_dir, text, text_pair, limit, seed or 0)
-    fit_rows, more = _read(fit_on, text, text_pair) if fit_on else (None, ())
+    methods = explaining.methods_from(method or ["integrated-gradients"], set_ or [])
+    dataset, marked = source.read(limit, seed or 0)
+    fit_rows = source.read_file(fit_on) if fit_on else None
     question = explaining.question_about(model, target, max_length, seed or 0, trust_remote_code=trust_remote_code)
-    for note in (*notes, *more):
+    for note in source.notes:
         aside.print(note, markup=False, highlight=False)
     shown = Shown(question, None if jsonl or html else out, html is not None)
-    judges = explaining.Judge(question) if judge else None
+    judges: list[judging.Judge] = [] if rationales is None else [judging.Plausibility(question, marked)]
+    if against is not None:
+        other = question.asked_of(against, trust_remote_code=trust_remote_code)
+        peer = None if twin is None else question.asked_of(twin, trust_remote_code=trust_remote_code)
+        judges.append(judging.Agreement(question, methods.explainers, other, peer))
     with bars(aside) as progress:
-        explainers = explaining.with_selector(explainers, question, selector, fit_rows, fitting, progress)
+        explainers = explaining.with_selector(methods.explainers, question, selector, fit_rows, methods.fitting, progress)
+        if judge:
+            judges.insert(0, judging.Faithfulness(question, explainers, methods.probes_for(question.tokenizer)))
         record = None
         if jsonl is not None:
             record = Record(jsonl, question.told(), explainers, texts_by_row(dataset))
@@ -89,76 +113,37 @@ def explain(
                 aside.print(f"{jsonl} holds {len(record)} explanations already: kept", markup=False, highlight=False)
         for explained in explaining.explain_all(question, explainers, dataset, record, progress):
             shown.show(explained)
-            if judges is not None:
-                judges.hear(explained)
-    if judges is not None:
-        out.print(judged_table(judges))
+            for each in judges:
+                each.hear(explained)
+    for each in judges:
+        for table in tables(each):
+            out.print(table)
+    if figures is not None:
+        figures.parent.mkdir(parents=True, exist_ok=True)
+        found = {type(each).__name__.lower(): each.figures() for each in judges}
+        write_json(figures, {"model": model, "asked": question.told(), **found})
     if html is not None:
         shown.write_page(html, model, explainers)
-    for told in (*shown.cautions(), *(f"explanations: {path}" for path in (jsonl, html) if path is not None)):
+    written = (("explanations", jsonl), ("explanations", html), ("figures", figures))
+    for told in (*shown.cautions(), *(f"{what}: {path}" for what, path in written if path is not None)):
         aside.print(told, markup=False, highlight=False)
 
 
-def _check_sources(texts: Sequence[str] | None, pair: Sequence[str] | None, file: Path | None, task: str | None) -> None:
-    given = [name for name, value in (("TEXT", texts), ("--file", file), ("--task", task)) if value]
-    if len(given) != 1:
-        raise ValueError(
-            f"found {' and '.join(given) or 'nothing'} to explain, expected one of TEXT, --file FILE or --task TASK"
-        )
-    if pair and len(pair) != len(texts or ()):
-        raise ValueError(f"{len(texts or ())} TEXT and {len(pair)} --pair; give as many of one as of the other")
-    for text in texts or ():
-        if not text.strip():
-            raise ValueError("a TEXT is empty, expected words to explain")
-        if os.path.isfile(text):
-            raise ValueError(f"TEXT {text!r} is a file; to explain what is in it, give it as --file")
-
-
-def _check_outputs(jsonl: Path | None, html: Path | None) -> None:
+def _check_outputs(jsonl: Path | None, html: Path | None, figures: Path | None) -> None:
     """Refuse, before anything is computed, what could not be written."""
     from egkd.runs import check_writable
 
     if jsonl is not None and jsonl.suffix != ".jsonl":
         raise ValueError(f"--jsonl {jsonl} should end in .jsonl, by which it is known when it is read")
-    for flag, path in (("--jsonl", jsonl), ("--html", html)):
+    for flag, path in (("--jsonl", jsonl), ("--html", html), ("--figures", figures)):
         if path is not None:
             if path.is_dir():
                 raise ValueError(f"{flag} {path} is a folder, expected a file")
             check_writable(path.parent, flag)
 
 
-def _dataset(
-    texts: Sequence[str] | None,
-    pair: Sequence[str] | None,
-    file: Path | None,
-    task: str | None,
-    glue_dir: Path | None,
-    text: str | None,
-    text_pair: str | None,
-    limit: int | None,
-    seed: int,
-) -> tuple["Dataset", tuple[str, ...]]:
-    """Columns row (its number, from 0), text and perhaps text_pair; and notes for the user."""
-    from datasets import Dataset
-
-    from egkd.data import sample
-
-    notes: tuple[str, ...] = ()
-    if file is not None:
-        dataset, notes = _read(file, text, text_pair)
-    elif task is not None:
-        from egkd.config import DataConfig
-        from egkd.pipeline import load_data
-
-        data = load_data(DataConfig(task=task, glue_dir=glue_dir))
-        name, dataset = next(iter(data.evals.items()))
-        dataset, notes = dataset.remove_columns("label"), (*data.notes, f"{data.task.name}: {name} is explained")
-    else:
-        dataset = Dataset.from_dict({"text": list(texts or ())} | ({"text_pair": list(pair)} if pair else {}))
-    return sample(dataset.add_column("row", list(range(len(dataset)))), limit, seed), notes
-
-
-def _read(file: Path, text: str | None, text_pair: str | None) -> tuple["Dataset", tuple[str, ...]]:
-    from egkd.data.files import load_texts
-
-    return load_texts(file, text=text, text_pair=text_pair)
+def _check_judges(judged: bool, against: str | None, twin: str | None, figures: Path | None) -> None:
+    if twin is not None and against is None:
+        raise ValueError("--twin says how far models can agree at most, and none is asked; give another model with --against")
+    if figures is not None and not judged and against is None:
+        raise ValueError(f"no judge has figures for --figures {figures}; give --judge, --against MODEL or --rationales FILE")

@@ -6,24 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from egkd.evaluate.scores import Estimate
 from egkd.explain import Explainer, Explanation
 from egkd.explain.explanation import inert
-from egkd.explaining import ByMethod, Judge, Question
+from egkd.explaining import ByMethod, Question
 from egkd.report.explanations import write_explanations
 
 STRONGEST = 5  # words named with their scores, for who sees no colours
-
-_HEADINGS = {
-    "comprehensiveness": "comprehensiveness ↑",
-    "sufficiency": "sufficiency ↓",
-    "area_over_curve": "area over curve ↑",
-}
 
 
 class Shown:
@@ -81,29 +72,6 @@ def strongest(explanation: Explanation) -> str:
     seen = [place for place, hidden in enumerate(explanation.hidden) if not hidden]
     best = sorted(seen, key=lambda place: -abs(explanation.scores[place]))[:STRONGEST]
     return " · ".join(f"{explanation.words[place]} {explanation.scores[place]:+.3g}" for place in best)
-
-
-def judged_table(judge: Judge) -> Table:
-    """How faithful each method is, and how faithful random scores would be."""
-    verdict = judge.verdict()
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption_justify="left")
-    table.add_column("")
-    for heading in _HEADINGS.values():
-        table.add_column(heading, justify="right")
-    for method, figures in verdict.items():
-        table.add_row(Text(method, style="bold"), *(_figure(figures[name][0]) for name in _HEADINGS))
-        table.add_row(Text("  in random order", style="dim"), *(_figure(figures[name][1]) for name in _HEADINGS))
-    table.caption = Text(
-        "Mean fall of the output ± standard error: without the best words and with only them (over ERASER’s bins), and along "
-        f"the whole order. Words are taken away by the operator “{judge.probes.operator}”."
-    )
-    return table
-
-
-def _figure(estimate: Estimate) -> str:
-    if estimate.n == 0:
-        return "–"
-    return f"{estimate.mean:.3f}" + ("" if estimate.se is None else f" ± {estimate.se:.3f}")
 
 
 def _listed(settings: Mapping[str, object]) -> str:

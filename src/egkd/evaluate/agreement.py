@@ -104,6 +104,45 @@ def per_example(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> di
     return results
 
 
+class Tally:
+    """Agreement of explanations that come in parts; keeps a few numbers per example."""
+
+    def __init__(self, seed: int = 0) -> None:
+        """`seed` is for the random scores of the floor."""
+        self._random = np.random.default_rng(seed)
+        self._found: dict[str, list[dict[str, np.ndarray]]] = {}
+
+    def add(
+        self,
+        first: Sequence[np.ndarray],
+        second: Sequence[np.ndarray],
+        *,
+        same_class: np.ndarray | None = None,
+        ceiling: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
+    ) -> None:
+        """Some more examples, as `agreement` takes them."""
+        noise = [np.where(np.isnan(one), math.nan, self._random.standard_normal(one.shape)) for one in second]
+        values = per_example(first, second)
+        parts = {"all": values, "floor": per_example(first, noise)}
+        if same_class is not None:
+            parts["same_class"] = {name: value[same_class] for name, value in values.items()}
+        if ceiling is not None:
+            parts["ceiling"] = per_example(*ceiling)
+        for name, part in parts.items():
+            self._found.setdefault(name, []).append(part)
+
+    def figures(self) -> dict[str, Any]:
+        """What `agreement` returns, of all examples there were."""
+        whole = {
+            name: {measure: np.concatenate([part[measure] for part in parts]) for measure in _MEASURES}
+            for name, parts in self._found.items()
+        }
+        told: dict[str, Any] = {
+            name: {measure: estimate(value).to_dict() for measure, value in values.items()} for name, values in whole.items()
+        }
+        return told | {"n_skipped": int(np.isnan(whole["all"]["spearman"]).sum())}
+
+
 def agreement(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
@@ -118,17 +157,6 @@ def agreement(
     `ceiling` takes two explanations that differ by chance alone (two seeds of one teacher, or of one explainer) and says
     how far these agree: more cannot be asked of a student.
     """
-    random = np.random.default_rng(seed)
-    noise = [np.where(np.isnan(scores), math.nan, random.standard_normal(scores.shape)) for scores in second]
-    values, floor = per_example(first, second), per_example(first, noise)
-    result: dict[str, Any] = {"all": _estimates(values), "floor": _estimates(floor)}
-    if same_class is not None:
-        result["same_class"] = _estimates({name: value[same_class] for name, value in values.items()})
-    if ceiling is not None:
-        result["ceiling"] = _estimates(per_example(*ceiling))
-    result["n_skipped"] = int(np.isnan(values["spearman"]).sum())
-    return result
-
-
-def _estimates(values: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    return {name: estimate(value).to_dict() for name, value in values.items()}
+    tally = Tally(seed)
+    tally.add(first, second, same_class=same_class, ceiling=ceiling)
+    return tally.figures()

@@ -8,11 +8,13 @@ position.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 from scipy.special import expit
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -41,29 +43,18 @@ MEASURES: dict[str, Literal["higher", "lower"]] = {
 """What is measured, and whether higher or lower is more faithful."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True, kw_only=True)
 class Probes:
     """What explanations are probed with. Raises ValueError for settings that are none."""
 
     operator: Operator = "mask"
     """What takes units away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
-    infidelity_samples: int = 64
-    """Random sets of units for the infidelity, at least 1."""
-    sensitivity_samples: int = 10
+    infidelity_samples: int = Field(default=64, ge=1)
+    """Random sets of units for the infidelity."""
+    sensitivity_samples: int = Field(default=10, ge=0)
     """Draws of the noise for the max-sensitivity; 0 leaves it out."""
-    sensitivity_radius: float = 0.02
+    sensitivity_radius: float = Field(default=0.02, gt=0)
     """How far word vectors move, in units of their root mean square."""
-
-    def __post_init__(self) -> None:
-        if self.operator not in get_args(Operator):
-            raise ValueError(f"unknown operator {self.operator!r}; use one of {', '.join(get_args(Operator))}")
-        if self.infidelity_samples < 1:
-            raise ValueError(f"infidelity_samples is {self.infidelity_samples}; expected at least 1")
-        if self.sensitivity_samples < 0 or not self.sensitivity_radius > 0:
-            raise ValueError(
-                f"found {self.sensitivity_samples} samples of radius {self.sensitivity_radius} for the sensitivity; "
-                "expected 0 or more, and a radius above 0"
-            )
 
 
 PROBES = Probes()
@@ -91,14 +82,15 @@ def faithfulness(
       over ERASER's bins (DeYoung et al. 2020, arXiv:1911.03429), k = ceil(bin · units) with `BINS` 1, 5, 10, 20, 50 %.
     - ferret_*: the same as ferret computes it (Attanasio et al. 2023, arXiv:2208.01575): k = floor(bin · units) with bins
       10, 20, ... 100 %, only units with positive scores, equal rationales counted once, units always deleted. Not
-      comparable with ERASER's. ferret ranks tokens and splits the text anew; here units are ranked and tokens stay.
+      comparable with ERASER's: a text without a positive score has an empty rationale, and counts with comprehensiveness 0
+      and sufficiency f(x) - f(nothing). ferret ranks tokens and splits the text anew; here units are ranked and tokens stay.
     - area_over_curve: mean over k = 0..U of f(x) - f(x without r_k) (Samek et al. 2017, arXiv:1509.06321, eq. 12).
     - tau_loo: Kendall's τ-b of the scores with the effects of leaving one unit out; NaN for fewer than 3 units.
     - infidelity: mean over random sets of units I of (Σ_I scores - (g(x) - g(x without I)))², where g is the log odds that
       explainers score (the output in regression); infidelity_scaled: with the scores times the factor that suits them
       best, for scores in any other unit (Yeh et al. 2019, arXiv:1901.09392, eq. 2 and section 4). The sizes of I are
       uniform in 1..U.
-    - max_sensitivity: see `evaluate.sensitivity`; only for an explainer.
+    - max_sensitivity: see `evaluate.sensitivity`; only where there is an explainer to be asked again.
 
     Cost per example: at most 3 U + 50 + infidelity_samples forward passes, and 1 + sensitivity_samples
     explanations. The same seed gives the same figures whatever the batch; no pass holds more than `token_budget` tokens (by
@@ -131,8 +123,12 @@ def per_example(
     probes: Probes = PROBES,
     seed: int = 0,
     token_budget: int | None = None,
+    again: Explainer | None = None,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Every measure of `faithfulness` for every row, NaN where it cannot be had: of the scores, and of the floor."""
+    """Every measure of `faithfulness` for every row, NaN where it cannot be had: of the scores, and of the floor.
+
+    `again` is the explainer that gave the scores for these `targets`; it is asked again for the max-sensitivity.
+    """
     if not len(rows):
         raise ValueError("found no examples; faithfulness needs at least one")
     token_budget = token_budget or suitable_budget(model)
@@ -140,9 +136,14 @@ def per_example(
     if isinstance(explained, Explainer):
         scored = score_dataset(explained, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget)
         scores = [np.where(one.visible_U.numpy(), one.scores_U.double().numpy(), math.nan) for one in scored]
-        targets = [one.target for one in scored]
+        targets, again = [one.target for one in scored], explained
+    else:
+        scores = _checked(explained, rows)
+    if again is not None:
+        if targets is None:
+            raise ValueError("an explainer is to be asked again and no targets are given; give those the scores are for")
         nearby = explain_nearby(
-            explained,
+            again,
             model,
             tokenizer,
             rows,
@@ -152,8 +153,6 @@ def per_example(
             seed=seed,
             token_budget=token_budget,
         )
-    else:
-        scores = _checked(explained, rows)
     check_targets(model, targets, len(rows))
     found: list[tuple[dict[str, float], dict[str, float]]] = [({}, {})] * len(rows)
     device = next(model.parameters()).device
