@@ -186,7 +186,7 @@ def test_a_student_is_checked_by_its_config_alone(teacher: str, tmp_path: Path) 
 
 
 def test_every_nth_by_hand() -> None:
-    """Twelve to six are PKD's 2, 4, ... 12 and twelve to four TinyBERT's 3, 6, 9, 12, counted from one."""
+    """Twelve to four are TinyBERT's 3, 6, 9, 12, counted from one."""
     assert [every(count, 12) for count in (3, 4, 6)] == [[3, 7, 11], [2, 5, 8, 11], [1, 3, 5, 7, 9, 11]]
     assert [every(count, 6) for count in (1, 5, 6)] == [[5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
 

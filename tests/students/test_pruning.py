@@ -15,7 +15,7 @@ from egkd.data import Task
 from egkd.models import observe
 from egkd.objectives.predictions import label_loss
 from egkd.students import build_student, check_student
-from egkd.students.pruning import Part, _attention, _feed_forward, importance, keep_units, labelled
+from egkd.students.pruning import Part, _attention, _feed_forward, importance, keep_units, labelled, layer_list
 
 TASK = Task(name="reviews", kind="classification", label_names=("negative", "positive"))
 SMALL = {
@@ -75,7 +75,12 @@ def test_importance_leaves_the_model_as_it_was(tokenizer: Any, tiny_data: Datase
         ("Bert", SMALL, "intermediate_size"),
         ("DistilBert", {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}, "hidden_dim"),
         ("Roberta", SMALL, "intermediate_size"),
+        ("Electra", SMALL | {"embedding_size": 12}, "intermediate_size"),
+        ("MPNet", SMALL, "intermediate_size"),
+        ("DebertaV2", SMALL, "intermediate_size"),
         ("Llama", LLAMA, "intermediate_size"),
+        ("Qwen2", LLAMA, "intermediate_size"),
+        ("Gemma", LLAMA | {"head_dim": 4}, "intermediate_size"),
     ],
 )
 def test_a_thinner_student_is_an_ordinary_model_without_the_least_neurons(
@@ -89,8 +94,7 @@ def test_a_thinner_student_is_an_ordinary_model_without_the_least_neurons(
     again, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert {name: list(found) for name, found in info.items() if found} == {}
     assert getattr(again.config, width) == 9
-    layers = next(module for module in teacher.modules() if isinstance(module, nn.ModuleList))
-    parts = [_feed_forward(teacher, layer) for layer in layers]
+    parts = [_feed_forward(teacher, layer) for layer in layer_list(teacher)[2]]
     scores = importance(teacher, tokenizer, labelled(tiny_data, 512, 0), parts, max_length=32)
     with torch.no_grad():
         for part, score in zip(parts, scores, strict=True):
@@ -101,8 +105,9 @@ def test_a_thinner_student_is_an_ordinary_model_without_the_least_neurons(
         torch.testing.assert_close(again.eval()(**batch).logits, teacher(**batch).logits)
 
 
-def test_heads_go_where_the_config_can_say_so(tokenizer: Any, tiny_data: Dataset, tmp_path: Path) -> None:
-    teacher = random_model("Llama", len(tokenizer), LLAMA)
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "Gemma"])
+def test_heads_go_where_the_config_can_say_so(architecture: str, tokenizer: Any, tiny_data: Dataset, tmp_path: Path) -> None:
+    teacher = random_model(architecture, len(tokenizer), LLAMA | {"head_dim": 4})
     source = saved(teacher, tokenizer, tmp_path / "teacher")
     student, _ = build_student("layers:2,heads=2,ffn=10", source, TASK, examples=tiny_data, max_length=32)
     student.save_pretrained(tmp_path / "student")
