@@ -142,6 +142,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "both teachers": ([*GOOD, "--teacher-init", "teacher"], ["found both", "--teacher-init"]),
     "no teacher": (DATA, ["found neither", "--teacher-init"]),
     "no mask token": ([*GOOD, "--teacher", "maskless", "--guide", "perturbation"], ["operator", "no mask token", "attention"]),
+    "no mask token for reasons": ([*GOOD, "--teacher", "maskless", "--reasons"], ["reasons.options.operator", "no mask token"]),
     # settings
     "unknown setting": (given("objectivs.x=1"), ["unknown setting 'objectivs'", "did you mean 'objectives'?"]),
     "unknown data setting": (given("data.trian=1"), ["unknown setting 'data.trian'", "did you mean 'train'?"]),

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from egkd.objectives import GradientGuide, Labels, Objective, PerturbationGuide, SelectionGuide, SoftLabels
+from egkd.objectives import GradientGuide, Labels, Objective, PerturbationGuide, Reasons, SelectionGuide, SoftLabels
 from egkd.objectives.schedule import Schedule
 from egkd.train import DistillationTrainer, check_compatible
 
@@ -21,6 +21,8 @@ GUIDES = [
     SelectionGuide(complement=1.0, schedule=ALWAYS),
     GradientGuide(schedule=SOME, strategy="finite-difference"),
     PerturbationGuide(masks=3, masks_per_step=2, schedule=SOME),
+    Reasons(),
+    Reasons(detach=True, schedule=SOME),
 ]
 
 

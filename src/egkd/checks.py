@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from egkd.config import RunConfig, check, near
 from egkd.data import TaskData
-from egkd.objectives import OBJECTIVES, Objective
+from egkd.objectives import OBJECTIVES, Objective, Reasons
 from egkd.students import build_student, load_encoder, load_tokenizer
 
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
@@ -102,9 +102,17 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
     for model, tokenizer in {source: theirs, config.student: own}.items():
         check_length(config, model, tokenizer)
         for objective in objectives:
-            if getattr(objective, "operator", None) == "mask" and tokenizer.mask_token_id is None and objective.weight > 0:
-                name = f"objectives.{objective.name}.operator"
-                raise ValueError(f"{name} is 'mask', the tokenizer of {model} has no mask token; set it to delete or attention")
+            if tokenizer.mask_token_id is None and objective.weight > 0:
+                _check_unmasked(f"objectives.{objective.name}", dict(objective), model)
+                if isinstance(objective, Reasons) and tokenizer is theirs:
+                    _check_unmasked(f"objectives.{objective.name}.options", objective.options, model)
+
+
+def _check_unmasked(where: str, settings: Mapping[str, Any], model: str) -> None:
+    if settings.get("operator") == "mask":
+        raise ValueError(
+            f"{where}.operator is 'mask', the tokenizer of {model} has no mask token; set it to delete or attention"
+        )
 
 
 def check_length(config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase) -> None:

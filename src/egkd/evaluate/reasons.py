@@ -13,7 +13,7 @@ from egkd.evaluate.agreement import agreement, visible
 from egkd.evaluate.faithfulness import Probes, faithfulness
 from egkd.evaluate.speed import latency
 from egkd.explain.amortised import REASONS, OwnReasons
-from egkd.explain.base import Explainer, Scored, score_dataset
+from egkd.explain.base import Scored, score_dataset
 from egkd.explain.gradient import InputXGradient
 from egkd.explain.perturbation import Occlusion
 from egkd.predict import encode_dataset
@@ -22,8 +22,6 @@ from egkd.text import MAX_LENGTH
 
 JUDGED = 100  # examples: faithfulness asks the student dozens of times about each
 MEASURES = ("comprehensiveness", "sufficiency")
-BESIDE: dict[str, Explainer] = {"occlusion": Occlusion(), "input-x-gradient": InputXGradient(reduction="sum")}
-"""Explainers of the student that its own reasons are judged beside."""
 
 
 def own_reasons(
@@ -48,11 +46,14 @@ def own_reasons(
     encoded = list(encode_dataset(rows, tokenizer, max_length))
     told = score_dataset(OwnReasons(), model, tokenizer, encoded, targets=[one.target for one in taught], seed=seed)
     found = {"teacher": agreement(visible(taught), visible(told), seed=seed)}
-    own: dict[str, list[Scored]] = {}
-    for name, explainer in {REASONS: OwnReasons(), **BESIDE}.items():
-        own[name] = score_dataset(explainer, model, tokenizer, encoded, seed=seed)
-    found["student"] = agreement(visible(own["occlusion"]), visible(own[REASONS]), seed=seed)
     operator: Literal["mask", "delete"] = "delete" if tokenizer.mask_token_id is None else "mask"
+    explainers = {
+        REASONS: OwnReasons(),
+        "occlusion": Occlusion(operator=operator),
+        "input-x-gradient": InputXGradient(reduction="sum"),
+    }
+    own = {name: score_dataset(each, model, tokenizer, encoded, seed=seed) for name, each in explainers.items()}
+    found["student"] = agreement(visible(own["occlusion"]), visible(own[REASONS]), seed=seed)
     probes = Probes(operator=operator, infidelity_samples=1, sensitivity_samples=0)
     judged: dict[str, dict[str, Any]] = {}
     for done, (name, scored) in enumerate(own.items()):
