@@ -42,7 +42,7 @@ class SelectionGuide(Objective):
 
     weight: float = Field(default=1.0, ge=0)
     """Factor of this objective's loss in the sum."""
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Schedule(every=4)
     """When it is paid for: at which steps, for which examples."""
     complement: float = Field(default=0.0, ge=0)
     """Factor of the text without its rationale (comprehensiveness); 0 leaves it out."""
