@@ -9,6 +9,7 @@ import typer
 from egkd.cli.demo import demo
 from egkd.cli.distill import distill
 from egkd.cli.explain import explain
+from egkd.cli.lessons import app as lessons
 from egkd.cli.teach import teach
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 for verb in (demo, distill, explain, teach):
     app.command()(verb)
+app.add_typer(lessons, name="lessons")
 
 
 _INTERRUPTED = 130
@@ -32,11 +34,10 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
     except _UsageError as error:
-        if "\n" in error.format_message():  # no verb was named, and this is the help
+        message = error.format_message()
+        if "\n" in message:  # no verb was named, and this is the help
             error.show()
-            code = error.exit_code
-        else:
-            code = _refused(error.format_message())
+        code = _refused(message) if message and "\n" not in message else error.exit_code
     except (ValueError, OSError) as error:
         if os.environ.get("EGKD_DEBUG"):
             raise
