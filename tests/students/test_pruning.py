@@ -89,13 +89,13 @@ def test_a_thinner_student_is_an_ordinary_model_without_the_least_neurons(
     """It computes what the teacher does with those neurons' outputs set to zero."""
     teacher = random_model(architecture, len(tokenizer), settings)
     spec, source = "layers:2,ffn=9", saved(teacher, tokenizer, tmp_path / "teacher")
-    student, _ = build_student(spec, source, TASK, examples=tiny_data, max_length=32)
+    student, read_by = build_student(spec, source, TASK, examples=tiny_data, max_length=32)
     student.save_pretrained(tmp_path / "student")
     again, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert {name: list(found) for name, found in info.items() if found} == {}
     assert getattr(again.config, width) == 9
     parts = [_feed_forward(teacher, layer) for layer in layer_list(teacher)[2]]
-    scores = importance(teacher, tokenizer, labelled(tiny_data, 512, 0), parts, max_length=32)
+    scores = importance(teacher, read_by, labelled(tiny_data, 512, 0), parts, max_length=32)
     with torch.no_grad():
         for part, score in zip(parts, scores, strict=True):
             part.out.weight[:, score.argsort()[:-9]] = 0
@@ -109,13 +109,13 @@ def test_a_thinner_student_is_an_ordinary_model_without_the_least_neurons(
 def test_heads_go_where_the_config_can_say_so(architecture: str, tokenizer: Any, tiny_data: Dataset, tmp_path: Path) -> None:
     teacher = random_model(architecture, len(tokenizer), LLAMA | {"head_dim": 4})
     source = saved(teacher, tokenizer, tmp_path / "teacher")
-    student, _ = build_student("layers:2,heads=2,ffn=10", source, TASK, examples=tiny_data, max_length=32)
+    student, read_by = build_student("layers:2,heads=2,ffn=10", source, TASK, examples=tiny_data, max_length=32)
     student.save_pretrained(tmp_path / "student")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
     config = again.config
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.intermediate_size) == (2, 1, 4, 10)
     parts = [part(teacher, layer) for layer in teacher.model.layers for part in (_feed_forward, _attention)]
-    scores = importance(teacher, tokenizer, labelled(tiny_data, 512, 0), parts, max_length=32)
+    scores = importance(teacher, read_by, labelled(tiny_data, 512, 0), parts, max_length=32)
     with torch.no_grad():
         for part, score in zip(parts, scores, strict=True):
             gone = score.argsort()[: -10 if part.units == 24 else -1]
