@@ -79,7 +79,7 @@ def refused(egkd: Any, shop: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     def ask(*arguments: Any) -> str:
         monkeypatch.chdir(shop)
-        for place in ("transformers.Trainer.train", "egkd.train.build_lessons", "egkd.pipeline.compare"):
+        for place in ("transformers.Trainer.train", "egkd.teaching.build_lessons", "egkd.pipeline.compare"):
             monkeypatch.setattr(place, never)
         before = tree(shop)
         answer = egkd(*arguments)

@@ -99,7 +99,8 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
         max_length=config.max_length,
     )
     theirs = load_tokenizer(source, trust_remote_code=trust)
-    for model, tokenizer in {source: theirs, config.student: own}.items():
+    others = {other: load_tokenizer(other, trust_remote_code=trust) for other in config.more_teachers}
+    for model, tokenizer in ({source: theirs, config.student: own} | others).items():
         check_length(config, model, tokenizer)
         for objective in objectives:
             if tokenizer.mask_token_id is None and objective.weight > 0:

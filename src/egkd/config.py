@@ -116,7 +116,12 @@ class RunConfig(_Section):
     """Everything that defines a run; `config.yaml` of a run folder is this, resolved."""
 
     teacher: str | None = None
-    """A fine-tuned classifier: local folder or hub id."""
+    """A fine-tuned classifier: local folder or hub id. A list names several, of which the first lends a student its layers and
+    is the one with whose reasons the student's are compared."""
+    more_teachers: tuple[str, ...] = ()
+    """The others, where `teacher` was a list."""
+    teacher_weights: tuple[float, ...] = ()
+    """How much each of several teachers says, the first one first; equally much by default."""
     teacher_init: str | None = None
     """Instead: an encoder that is fine-tuned first to become the teacher."""
     student: str = "layers:3"
@@ -147,6 +152,36 @@ class RunConfig(_Section):
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return {name: settings or {} for name, settings in value.items()} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_teacher(cls, settings: Any) -> Any:
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("teacher"), list | tuple):
+            return settings
+        first, *others = settings["teacher"] or [None]
+        return {**settings, "teacher": first, "more_teachers": others}
+
+    @field_validator("teacher_weights", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _several_teachers(self) -> "RunConfig":
+        count = len(self.teachers)
+        if self.more_teachers and self.teacher_init:
+            raise ValueError(
+                f"found teacher_init beside {len(self.more_teachers)} teachers, expected teachers that are fine-tuned"
+            )
+        if self.teacher_weights and (len(self.teacher_weights) != count or min(self.teacher_weights) <= 0):
+            found = ", ".join(f"{weight:g}" for weight in self.teacher_weights)
+            raise ValueError(f"found teacher_weights {found}, expected a number above 0 for each of {count} teachers")
+        return self
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """All that are fine-tuned, in their order."""
+        return (self.teacher, *self.more_teachers) if self.teacher else self.more_teachers
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "RunConfig":

@@ -25,6 +25,7 @@ from egkd.data.files import load_files
 from egkd.data.glue import load_glue
 from egkd.evaluate.compare import Classifier, compare
 from egkd.evaluate.scores import task_scores
+from egkd.evaluate.teachers import compare_teachers
 from egkd.explain.amortised import with_head
 from egkd.models import embedding_layer, set_dropout
 from egkd.objectives import Labels, Objective
@@ -48,6 +49,7 @@ from egkd.students import (
     load_tokenizer,
     size_of,
 )
+from egkd.teaching import in_order
 from egkd.train import DistillationTrainer, JsonlLog, TellProgress, check_compatible, detach_heads
 
 Tell = Callable[[str], None]
@@ -99,6 +101,8 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     if config.teacher:
         data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
     for each in (arguments, teaching):
+    for other in config.more_teachers:
+        _in_datas_order(other, data.task, config.trust_remote_code)
         choose_best_by(each, data)
     rehearse(config, source, objectives, data)
     _claimed(config, out, tell)
@@ -165,6 +169,12 @@ def _in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> 
 
 
 def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
+def _in_datas_order(source: str, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
+    """A teacher with its labels in the data's order. Raises ValueError where they cannot fit."""
+    model = load_classifier(source, task, trust_remote_code=trust_remote_code)
+    return in_order(model, label_order(model, task, source))
+
+
     def compute(prediction: transformers.EvalPrediction) -> dict[str, float]:
         return task_scores(task, prediction.predictions, prediction.label_ids)  # type: ignore[arg-type]
 
@@ -240,12 +250,15 @@ def _learned(
     trainer = DistillationTrainer(
         model,
         arguments,
-        teacher=load_classifier(teacher, data.task, trust_remote_code=config.trust_remote_code),
+        teacher=[_in_datas_order(source, data.task, config.trust_remote_code) for source in (teacher, *config.more_teachers)],
         objectives=objectives,
         train_dataset=data.train,
         eval_dataset=data.evals,
         processing_class=tokenizer,
-        teacher_processing_class=load_tokenizer(teacher, trust_remote_code=config.trust_remote_code),
+        teacher_processing_class=[
+            load_tokenizer(source, trust_remote_code=config.trust_remote_code) for source in (teacher, *config.more_teachers)
+        ],
+        teacher_weights=config.teacher_weights or None,
         lessons_dir=config.lessons or out.parent / "lessons",
         max_length=config.max_length,
         compute_metrics=_metrics(data.task),
@@ -253,7 +266,7 @@ def _learned(
         progress=None if progress is None else partial(progress, "lessons"),
     )
     lessons_seconds = time.perf_counter() - started
-    tell(f"the student learns {', '.join(objective.name for objective in trainer.objectives)}")
+    tell(f"the student learns {', '.join(dict.fromkeys(objective.name for objective in trainer.objectives))}")
     started = time.perf_counter()
     _fit(trainer, out / "checkpoints", progress)
     assert trainer.model is not None
@@ -306,6 +319,18 @@ def _compared(
         progress=progress,
     )
     write_json(out / "examples.json", found.examples)
+    several = {}
+    if config.more_teachers:
+        voters = [who["teacher"]] + [
+            Classifier(
+                name=source,
+                model=_in_datas_order(source, data.task, trust),
+                tokenizer=load_tokenizer(source, trust_remote_code=trust),
+            )
+            for source in config.more_teachers
+        ]
+        weights = config.teacher_weights or (1.0,) * len(voters)
+        several = {"teachers": compare_teachers(voters, weights, who["student"], data.task, data.evals, config.max_length)}
     write_json(
         out / "metrics.json",
         {
@@ -313,6 +338,7 @@ def _compared(
             "teacher": found.teacher | {"bytes": weight_bytes(Path(teacher))},
             "student": found.student | {"bytes": weight_bytes(out / "student")},
             "objectives": [{"name": objective.name, **objective.model_dump()} for objective in objectives],
+            **several,
             "training": read_json(out / "training.json"),
         },
     )

@@ -43,7 +43,8 @@ def learn(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Every objective's term of the loss of one step (0 where it is not paid for), and the student's logits [B, C].
 
-    A term is weight * factor * (the sum over its examples) / (share * B): what it is in expectation over all examples.
+    A term is weight * factor * (the sum over its examples) / (share * B): what it is in expectation over all examples. Of
+    several teachers (see `Objective.of_teacher`) it is the sum over them. Lessons, heads and `strong` go by `Objective.key`.
     """
     heads = heads or {}
     turns = list(_turns(objectives, batch, lessons, moment, steps, heads, strong or {}))
@@ -53,8 +54,10 @@ def learn(
     for turn, own, view in zip(turns, seen, views, strict=True):
         losses_R = turn.objective.learn(own, view, turn.batch, turn.lesson, turn.moment)
         count = turn.objective.schedule.share * len(plain)
-        terms[turn.objective.name] = turn.objective.weight * turn.factor * losses_R.sum() / count
-    for name, head in heads.items():  # DistributedDataParallel waits for every parameter at every step
+        term = turn.objective.weight * turn.factor * losses_R.sum() / count
+        terms[turn.objective.name] = terms[turn.objective.name] + term
+    for key, head in heads.items():  # DistributedDataParallel waits for every parameter at every step
+        name = key.partition("@")[0]
         terms[name] = terms[name] + 0.0 * torch.stack([parameter.sum() for parameter in head.parameters()]).sum()
     return terms, plain
 
@@ -68,14 +71,15 @@ def _turns(
     heads: Mapping[str, nn.Module],
     strong: Mapping[str, Tensor],
 ) -> Iterator[Turn]:
-    for phase, objective in enumerate(objectives):
-        factor = objective.schedule.factor(moment.step, steps, phase)
+    phases = {name: phase for phase, name in enumerate(dict.fromkeys(objective.name for objective in objectives))}
+    for objective in objectives:
+        factor = objective.schedule.factor(moment.step, steps, phases[objective.name])
         if factor == 0:
             continue
-        lesson = lessons.get(objective.name, {})
+        lesson = lessons.get(objective.key, {})
         rows_R = None
         if objective.schedule.share < 1:
-            rows_R = objective.schedule.rows(batch["idx"], moment.epoch, strong.get(objective.name))
+            rows_R = objective.schedule.rows(batch["idx"], moment.epoch, strong.get(objective.key))
         if rows_R is not None and len(rows_R) == 0:
             continue
         yield Turn(
@@ -84,7 +88,7 @@ def _turns(
             rows_R=rows_R,
             batch=batch if rows_R is None else _rows(batch, rows_R),
             lesson=lesson if rows_R is None else _rows(lesson, rows_R),
-            moment=replace(moment, head=heads.get(objective.name)),
+            moment=replace(moment, head=heads.get(objective.name if objective.keeps_head else objective.key)),
         )
 
 

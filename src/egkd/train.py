@@ -15,9 +15,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,12 +27,13 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from egkd.explain.amortised import HEADS, head_of, without_heads
-from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
+from egkd.lessons import Lessons
 from egkd.models import double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, label_loss
 from egkd.predict import encode_dataset
 from egkd.step import learn
+from egkd.teaching import Source, asked_of, teach_all, voices_of
 from egkd.text import MAX_LENGTH, Batch, collate
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
@@ -71,12 +69,13 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel,
         args: TrainingArguments | None = None,
         *,
-        teacher: PreTrainedModel | str | Path | None = None,
+        teacher: Source | Sequence[Source] | None = None,
         objectives: Sequence[Objective] | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase,
-        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_processing_class: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None = None,
+        teacher_weights: Sequence[float] | None = None,
         lessons_dir: str | Path | None = None,
         max_length: int = MAX_LENGTH,
         compute_metrics: Metrics | None = None,
@@ -88,12 +87,14 @@ class DistillationTrainer(Trainer):
         Args:
             model: the student; it is trained in place.
             args: as for any Trainer.
-            teacher: a fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built).
+            teacher: a fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built); or
+                several, with their classes in one order.
             objectives: what to match; gold labels and soft labels by default. Only those with lessons need a teacher.
             train_dataset: columns `text`, perhaps `text_pair`, and `label`.
             eval_dataset: the same, one or several by name.
             processing_class: the student's tokenizer.
-            teacher_processing_class: the teacher's, where it is another.
+            teacher_processing_class: the teacher's, where it is another; of several teachers, theirs.
+            teacher_weights: how much each of several teachers says; equally much by default.
             lessons_dir: where lessons are kept; by default `lessons` beside the output folder.
             max_length: tokens after which both models' inputs are cut.
             compute_metrics: as for any Trainer.
@@ -105,23 +106,25 @@ class DistillationTrainer(Trainer):
         self.args = args = args or TrainingArguments(output_dir="distilled")
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
-        if teacher is not None:
-            config = AutoConfig.from_pretrained(teacher) if isinstance(teacher, str | Path) else teacher.config
-            self.objectives = [objective.between(config, model.config) for objective in self.objectives]
+        voices = voices_of(teacher, teacher_processing_class, teacher_weights)
+        self.objectives = asked_of(voices, self.objectives, model.config)
         self._differentiates_twice = any(objective.differentiates_twice for objective in self.objectives)
         lessons: dict[str, Lessons] = {}
         if train_dataset is not None:
             encoded = encode_dataset(train_dataset, processing_class, max_length)
-            if teacher is not None and any(o.has_lesson for o in self.objectives):
-                root = Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons")
-                theirs = teacher_processing_class or (
-                    AutoTokenizer.from_pretrained(teacher) if isinstance(teacher, str | Path) else processing_class
-                )
-                same = theirs is processing_class
-                check_tokens(self.objectives, theirs, processing_class)
+            if voices and any(o.has_lesson for o in self.objectives):
                 with args.main_process_first(desc="lessons"):
-                    read = encoded if same else encode_dataset(train_dataset, theirs, max_length)
-                    lessons = self._teach(teacher, theirs, read, root, max_length, progress)
+                    lessons = teach_all(
+                        voices,
+                        self.objectives,
+                        train_dataset,
+                        encoded,
+                        processing_class,
+                        Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons"),
+                        device=args.device,
+                        max_length=max_length,
+                        progress=progress,
+                    )
             train_dataset = encoded.add_column("idx", np.arange(len(encoded)))
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: encode_dataset(rows, processing_class, max_length) for name, rows in eval_dataset.items()}
@@ -144,23 +147,6 @@ class DistillationTrainer(Trainer):
         )
         self.label_names = ["labels"]
         self.loss_is_scaled_for_ga = False  # our loss is the mean over a batch
-
-    def _teach(
-        self,
-        teacher: PreTrainedModel | str | Path,
-        tokenizer: PreTrainedTokenizerBase,
-        encoded: Dataset,
-        root: Path,
-        max_length: int,
-        progress: Progress | None,
-    ) -> dict[str, Lessons]:
-        model: nn.Module
-        if isinstance(teacher, str | Path):
-            model = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32, use_safetensors=True)
-        else:
-            model = teacher
-        model.to(self.args.device)
-        return build_lessons(self.objectives, model, tokenizer, encoded, root, max_length=max_length, progress=progress)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(_COLUMNS)  # type: ignore[assignment]
@@ -242,10 +228,11 @@ def _attach_heads(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for objective in objectives:
-            lesson = lessons[objective.name].read([0]) if objective.name in lessons else {}
-            head = objective.head(model, lesson)
+            key = objective.name if objective.keeps_head else objective.key  # what stays with the student is one
+            lesson = lessons[objective.key].read([0]) if objective.key in lessons else {}
+            head = None if key in heads else objective.head(model, lesson)
             if head is not None:
-                heads[objective.name] = head
+                heads[key] = head
     if heads:
         model.add_module(HEADS, nn.ModuleDict(heads))
     return heads
@@ -269,24 +256,14 @@ def _strongest(objectives: Sequence[Objective], lessons: Mapping[str, Lessons]) 
     for objective in objectives:
         schedule = objective.schedule
         if schedule.choose == "strong" and schedule.share < 1:
-            store = lessons.get(objective.name)
+            store = lessons.get(objective.key)
             if store is None or "strength" not in store.read([0]):
                 raise ValueError(
                     f"objectives.{objective.name}.schedule.choose: it cannot tell strong explanations; use 'random'"
                 )
             parts = [store.read(range(i, min(i + 4096, len(store))))["strength"] for i in range(0, len(store), 4096)]
-            chosen[objective.name] = schedule.strongest(torch.cat(parts))
+            chosen[objective.key] = schedule.strongest(torch.cat(parts))
     return chosen
-
-
-def check_tokens(objectives: Sequence[Objective], teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
-    """Refuse objectives that compare tokens where the two models cut texts differently. Raises ValueError."""
-    names = [objective.name for objective in objectives if objective.same_tokens]
-    if names and teacher is not student and fingerprint_tokenizer(teacher) != fingerprint_tokenizer(student):
-        raise ValueError(
-            f"{names[0]} compares tokens, and teacher and student have different tokenizers; "
-            "use an objective that compares words (gradient, perturbation, selection)"
-        )
 
 
 def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, has_teacher: bool) -> None:

@@ -11,7 +11,10 @@ from egkd.config import Guide
 def distill(
     out: o.Out,
     settings: o.Settings = None,
-    teacher: Annotated[str | None, typer.Option(help="Fine-tuned classifier: local folder or hub id.")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Fine-tuned classifier: local folder or hub id. Repeatable: several teach.")
+    ] = None,
+    teacher_weights: Annotated[str | None, typer.Option(help="How much each of several teachers says: 2,1 (equally).")] = None,
     teacher_init: Annotated[str | None, typer.Option(help="Instead: encoder that is fine-tuned first.")] = None,
     student: Annotated[
         str | None, typer.Option(help="layers:0,2,4 or layers:3 of the teacher, or a folder or hub id (layers:3).")
@@ -56,7 +59,8 @@ def distill(
     from egkd.config import resolve
 
     flags = {
-        "teacher": teacher,
+        "teacher": teacher or None,
+        "teacher_weights": teacher_weights,
         "teacher_init": teacher_init,
         "student": student,
         "preset": preset,

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, final
 
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -76,6 +76,25 @@ class Objective(BaseModel, ABC):
     """Factor of this objective's loss in the sum. 0 switches it off, at no cost."""
     schedule: Schedule = Schedule()
     """When it is paid for: at which steps, for which examples."""
+
+    _teacher: int = PrivateAttr(default=0)
+
+    @property
+    def teacher(self) -> int:
+        """Which of several teachers teaches it, counted from 0."""
+        return self._teacher
+
+    @property
+    def key(self) -> str:
+        """Its name among the lessons of several teachers: `gradient` is the first one's, `gradient@2` the second's."""
+        return f"{self.name}@{self.teacher + 1}" if self.teacher else self.name
+
+    @final
+    def of_teacher(self, place: int, share: float) -> Self:
+        """This objective as taught by the teacher in this place, whose share of its weight it has."""
+        copy = self.model_copy(update={"weight": self.weight * share})
+        copy._teacher = place
+        return copy
 
     @property
     def differentiates_twice(self) -> bool:

@@ -1,0 +1,159 @@
+"""Who teaches: one teacher or several, each with a tokenizer, lessons and a share of its own.
+
+Several teachers: the lessons of each are built and stored as if it were the only one. At every step each objective is asked
+once for each teacher, and its term is the mean of the losses, weighted by the teachers' shares. For the usual losses that is
+learning from the mean lesson, as far as gradients go: sum_t w_t KL(p_t || q) differs from KL(sum_t w_t p_t || q), and
+sum_t w_t (y_t - s)² from (sum_t w_t y_t - s)², by what does not depend on the student. Unlike a mean of lessons it stays right
+where there is none: teachers that explain different classes, picked different rationales, or drew other masks.
+
+A bank of masks is drawn from the tokens that its teacher reads, so teachers with different tokenizers ask for different
+perturbed copies. That is right for each; the price is `masks_per_step` student passes per teacher.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
+from egkd.models import observe
+from egkd.objectives.base import Objective, Progress
+from egkd.predict import encode_dataset
+
+Source = PreTrainedModel | str | Path
+"""A fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """One of those who teach."""
+
+    teacher: Source
+    tokenizer: PreTrainedTokenizerBase | None
+    """None: its own where it is loaded from somewhere, else the student's."""
+    share: float
+    """Of all that is taught; the shares of all teachers sum to 1."""
+
+    @property
+    def config(self) -> Any:
+        """What the teacher is like."""
+        return AutoConfig.from_pretrained(self.teacher) if isinstance(self.teacher, str | Path) else self.teacher.config
+
+    def load(self) -> nn.Module:
+        """The teacher itself."""
+        if not isinstance(self.teacher, str | Path):
+            return self.teacher
+        return AutoModelForSequenceClassification.from_pretrained(self.teacher, dtype=torch.float32, use_safetensors=True)
+
+    def reads_with(self, student: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Its tokenizer, beside a student with this one."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        return AutoTokenizer.from_pretrained(self.teacher) if isinstance(self.teacher, str | Path) else student
+
+
+def voices_of(
+    teachers: Source | Sequence[Source] | None,
+    tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None,
+    weights: Sequence[float] | None,
+) -> list[Voice]:
+    """One voice per teacher. Raises ValueError where tokenizers or weights are not as many, or a weight is not above 0."""
+    sources = [] if teachers is None else [teachers] if isinstance(teachers, PreTrainedModel | str | Path) else list(teachers)
+    if tokenizers is None or isinstance(tokenizers, PreTrainedTokenizerBase):
+        tokenizers = [tokenizers] * len(sources) if tokenizers is None else [tokenizers]  # type: ignore[list-item]
+    weights = [1.0] * len(sources) if weights is None else list(weights)
+    for what, values in (("tokenizers", tokenizers), ("weights", weights)):
+        if sources and len(values) != len(sources):
+            raise ValueError(f"found {len(sources)} teachers and {len(values)} {what}; give each teacher one, in their order")
+    if any(weight <= 0 for weight in weights):
+        raise ValueError(f"found teachers' weights {weights}, expected numbers above 0; leave a teacher out instead")
+    return [
+        Voice(teacher=source, tokenizer=tokenizer, share=weight / sum(weights))
+        for source, tokenizer, weight in zip(sources, tokenizers, weights, strict=False)
+    ]
+
+
+def asked_of(voices: Sequence[Voice], objectives: Sequence[Objective], student: Any) -> list[Objective]:
+    """The objectives as they stand between each teacher and a student of this config: what is taught once for each teacher."""
+    if not voices:
+        return list(objectives)
+    asked: list[Objective] = []
+    for objective in objectives:
+        own = [objective.between(voice.config, student) for voice in voices[: None if objective.has_lesson else 1]]
+        if len(own) > 1:
+            own = [each.of_teacher(place, voice.share) for place, (each, voice) in enumerate(zip(own, voices, strict=True))]
+        asked += own
+    return asked
+
+
+def teach_all(
+    voices: Sequence[Voice],
+    objectives: Sequence[Objective],
+    dataset: Dataset,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    root: Path,
+    *,
+    device: torch.device,
+    max_length: int,
+    progress: Progress | None = None,
+) -> dict[str, Lessons]:
+    """The lessons of all `objectives` (see `asked_of`), by their keys.
+
+    `dataset` holds the raw texts, `encoded` the same as the student's `tokenizer` cuts them. Raises ValueError.
+    """
+    found: dict[str, Lessons] = {}
+    for place, voice in enumerate(voices):
+        own = [objective for objective in objectives if objective.has_lesson and objective.teacher == place]
+        if not own:
+            continue
+        theirs = voice.reads_with(tokenizer)
+        check_tokens(own, theirs, tokenizer)
+        read = encoded if theirs is tokenizer else encode_dataset(dataset, theirs, max_length)
+        model = voice.load().to(device)
+        lessons = build_lessons(own, model, theirs, read, root, max_length=max_length, progress=progress)
+        found |= {objective.key: lessons[objective.name] for objective in own}
+    return found
+
+
+def check_tokens(objectives: Sequence[Objective], teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    """Refuse objectives that compare tokens where the two models cut texts differently. Raises ValueError."""
+    names = [objective.name for objective in objectives if objective.same_tokens]
+    if names and teacher is not student and fingerprint_tokenizer(teacher) != fingerprint_tokenizer(student):
+        raise ValueError(
+            f"{names[0]} compares tokens, and teacher and student have different tokenizers; "
+            "use an objective that compares words (gradient, perturbation, selection)"
+        )
+
+
+def in_order(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
+    """The classifier with its classes in another order, in place: class c becomes class `order[c]` (see `label_order`).
+
+    The rows of its last layer move, so that its fingerprint and its lessons are those of the new order. Raises ValueError for a
+    model whose last layer is not a linear one with a row for each class.
+    """
+    if list(order) == list(range(len(order))):
+        return model
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    old = torch.tensor(order, device=model.device).argsort()
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == len(order)]
+    with torch.no_grad():
+        before_C = observe(model, batch).logits_BC[0]
+        for parameter in heads[-1].parameters() if heads else ():
+            parameter.copy_(parameter[old].clone())
+        after_C = observe(model, batch).logits_BC[0]
+    if not torch.allclose(after_C, before_C[old], atol=1e-5):
+        raise ValueError(
+            f"{type(model).__name__} has no last layer with a row for each of {len(order)} classes, so its labels cannot be "
+            "put in the first teacher's order; give it as the first or only teacher"
+        )
+    names = [name for _, name in sorted((model.config.id2label or {}).items())]
+    model.config.id2label = {new: names[index] for new, index in enumerate(old.tolist())}
+    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
+    return model
