@@ -100,9 +100,9 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         tell(note)
     if config.teacher:
         data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
-    for each in (arguments, teaching):
     for other in config.more_teachers:
         _in_datas_order(other, data.task, config.trust_remote_code)
+    for each in (arguments, teaching):
         choose_best_by(each, data)
     rehearse(config, source, objectives, data)
     _claimed(config, out, tell)
@@ -168,13 +168,13 @@ def _in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> 
     )
 
 
-def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
 def _in_datas_order(source: str, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
     """A teacher with its labels in the data's order. Raises ValueError where they cannot fit."""
     model = load_classifier(source, task, trust_remote_code=trust_remote_code)
     return in_order(model, label_order(model, task, source))
 
 
+def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
     def compute(prediction: transformers.EvalPrediction) -> dict[str, float]:
         return task_scores(task, prediction.predictions, prediction.label_ids)  # type: ignore[arg-type]
 
@@ -318,7 +318,6 @@ def _compared(
         seed=config.seed,
         progress=progress,
     )
-    write_json(out / "examples.json", found.examples)
     several = {}
     if config.more_teachers:
         voters = [who["teacher"]] + [
@@ -331,14 +330,15 @@ def _compared(
         ]
         weights = config.teacher_weights or (1.0,) * len(voters)
         several = {"teachers": compare_teachers(voters, weights, who["student"], data.task, data.evals, config.max_length)}
+    write_json(out / "examples.json", found.examples)
     write_json(
         out / "metrics.json",
         {
             "task": dataclasses.asdict(data.task),
             "teacher": found.teacher | {"bytes": weight_bytes(Path(teacher))},
             "student": found.student | {"bytes": weight_bytes(out / "student")},
-            "objectives": [{"name": objective.name, **objective.model_dump()} for objective in objectives],
             **several,
+            "objectives": [{"name": objective.name, **objective.model_dump()} for objective in objectives],
             "training": read_json(out / "training.json"),
         },
     )
