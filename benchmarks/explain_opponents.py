@@ -5,7 +5,7 @@ Gradient methods of captum get padded batches of texts in order of length, its p
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,11 +59,11 @@ def captum_contests(setting: Setting, samples: int, sizes: Sequence[int]) -> Ite
 def _captum(setting: Setting, sizes: Sequence[int], explainer: ours.Explainer, attribute: Attribute, samples: int) -> Contest:
     numbers = sorted(range(len(setting.texts)), key=lambda number: -setting.rows[number]["length"])
     trial = numbers if explainer.family == "gradient" else numbers[:: max(1, len(numbers) // 2)]
-    size = fastest(sizes, lambda size: attribute(setting, trial, size))
+    size = cache(lambda: fastest(sizes, lambda size: attribute(setting, trial, size)))  # found when it is first needed
 
     def theirs(seed: int) -> Scores:
         torch.manual_seed(seed)
-        found = dict(zip(numbers, attribute(setting, numbers, size), strict=True))
+        found = dict(zip(numbers, attribute(setting, numbers, size()), strict=True))
         return [setting.by_words(number, found[number]) for number in range(len(numbers))]
 
     return Contest(
@@ -273,14 +273,14 @@ def _package(
     theirs: Callable[[int, Sequence[int], int], Scores],
 ) -> Contest:
     numbers = range(len(setting.texts))
-    size = fastest(sizes, lambda size: theirs(size, numbers[:1], 0))
+    size = cache(lambda: fastest(sizes, lambda size: theirs(size, numbers[:1], 0)))
     return Contest(
         method=_called(explainer),
         against=against,
         setting=setting,
         samples=samples,
         ours=partial(setting.ours, explainer),
-        theirs=partial(theirs, size, numbers),
+        theirs=lambda seed: theirs(size(), numbers, seed),
     )
 
 

@@ -104,6 +104,11 @@ class Contest:
     """Takes a seed."""
     theirs: Callable[[int], Scores]
 
+    @property
+    def texts(self) -> str:
+        """Which texts, and how many."""
+        return f"{self.setting.name} ({len(self.setting.texts)})"
+
 
 def load_settings(model_path: Path | None, glue_dir: Path | None, n_short: int, n_long: int) -> list[Setting]:
     """Short texts as they are, and long ones made by joining others up to 256 tokens."""
