@@ -1,6 +1,9 @@
 """Lessons on disk: equal to the live teacher, resumed after a kill, refused when stale."""
 
+import errno
 import json
+import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from egkd.lessons import Lessons, StaleLessons, build_lessons
+from egkd.lessons import Lessons, StaleLessons, build_lessons, store
 from egkd.lessons import build as module
+from egkd.lessons.store import read_shard
 from egkd.models import frozen, observe
 from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
 from egkd.predict import encode_dataset
@@ -82,6 +86,71 @@ def test_a_killed_build_goes_on_after_its_last_whole_shard(build: Any, tmp_path:
     assert sorted(written) == sorted(map(str, expected))
 
 
+def test_rows_are_read_in_any_order_and_by_another_process(build: Any) -> None:
+    lessons = build()["perturbation"]
+    whole = lessons.read(range(20))
+    rows = [19, 0, 7, 8, 15, 7]
+    copy = pickle.loads(pickle.dumps(lessons))
+    for name, values in whole.items():
+        for each in (lessons, copy):
+            some = each.read(torch.tensor(rows))[name]
+            assert torch.equal(some, values[rows][tuple(map(slice, some.shape))])
+            assert some.count_nonzero() == values[rows].count_nonzero()  # what was cut off is padding
+    assert len(pickle.dumps(lessons)) < 1000
+    assert lessons.fields == tuple(whole)
+    assert list(lessons.read([3], fields=["scale"])) == ["scale"]
+    for row in (-1, 20):
+        with pytest.raises(IndexError, match=f"row {row}, expected one of the 20"):
+            lessons.read([row])
+
+
+def test_the_size_is_told_before_the_first_byte(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    written: list[Path] = []
+    monkeypatch.setattr(module, "SHARD_ROWS", 4096)
+    guesses: list[float] = []
+    guess = module.estimate_bytes
+    monkeypatch.setattr(module, "estimate_bytes", lambda *given: guesses.append(guess(*given)) or guesses[-1])
+    lessons = build(rows=90, tell=lambda line: told.append(line) or written.extend((tmp_path / "lessons").rglob("shard-*")))
+    assert [line.split(": about ")[0] for line in told] == [f"lessons of {name}" for name in lessons]
+    assert all(line.endswith(" for 90 examples") for line in told)
+    assert written == []
+    for one, guessed in zip(lessons.values(), guesses, strict=True):
+        real = read_shard(next(one.folder.glob("shard-*"))).nbytes
+        assert guessed == pytest.approx(real, abs=32)  # Arrow's last offsets and last bits
+
+
+def test_lessons_that_do_not_fit_are_not_begun(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 100))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"lessons of soft-labels need about 160 bytes, .* has 100 bytes free"):
+        build(objectives=[SoftLabels()])
+    assert list((tmp_path / "lessons").rglob("shard-*")) == []
+
+
+def test_a_full_disk_is_one_line_and_keeps_whole_shards(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = store.pa.OSFile
+
+    def full(path: str, *rest: Any) -> Any:
+        if "shard-00001" in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return honest(path, *rest)
+
+    monkeypatch.setattr(store.pa, "OSFile", full)
+    with pytest.raises(ValueError, match=r"cannot write lessons .*No space left.* MiB free\); whole shards are kept") as failed:
+        build(objectives=[SoftLabels()])
+    assert "\n" not in str(failed.value)
+    assert [path.name for path in (tmp_path / "lessons").rglob("shard-*")] == ["shard-00000.arrow"]
+
+
+def test_numbers_beyond_float16_are_refused(build: Any, tiny_bert: Any) -> None:
+    teacher = tiny_bert(num_labels=1)
+    with torch.no_grad():
+        teacher.classifier.bias.fill_(250_000.0)
+    with pytest.raises(ValueError, match=r"lesson of soft-labels for row \d+, logits: found 2.*up to 65504") as failed:
+        build(teacher, objectives=[SoftLabels()])
+    assert "\n" not in str(failed.value)
+
+
 def test_lessons_are_built_once_and_only_when_something_changed(build: Any, tiny_bert: Any, monkeypatch: Any) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("built again")
@@ -117,6 +186,10 @@ def test_stale_lessons_are_refused(build: Any, tiny_bert: Any) -> None:
         Lessons(lessons.folder)
     manifest = lessons.folder / "manifest.json"
     assert set(json.loads(manifest.read_text())) == {"key", "built", "shards"}
+    said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(said | {"key": said["key"] | {"format": 1}}))
+    with pytest.raises(StaleLessons, match=r"have format 1, expected 2; delete the folder"):
+        Lessons(lessons.folder)
     manifest.write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         Lessons(lessons.folder)

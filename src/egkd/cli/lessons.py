@@ -157,14 +157,14 @@ def prune(
     from egkd.lessons.keeping import delete, held, stores, unwanted
     from egkd.lessons.size import readable
 
-    reasons = {store.folder: unwanted(store, days, teacher) for store in stores(folder)}
-    chosen = [store for store in stores(folder) if reasons.get(store.folder)]
+    found = stores(folder)
+    chosen = [store for store in found if unwanted(store, days, teacher)]
     for store in chosen:
-        typer.echo(f"{store.folder.name}: {reasons[store.folder]}, {readable(store.bytes)}")
+        typer.echo(f"{store.folder.name}: {unwanted(store, days, teacher)}, {readable(store.bytes)}")
     if not chosen or dry_run:
         typer.echo("nothing to delete" if not chosen else "nothing was deleted")
         return
-    if not (yes or typer.confirm(f"delete {len(chosen)} of {len(reasons)} ({readable(sum(s.bytes for s in chosen))})?")):
+    if not (yes or _agreed(f"delete {len(chosen)} of {len(found)} ({readable(sum(s.bytes for s in chosen))})?")):
         typer.echo("nothing was deleted")
         return
     for store in chosen:
@@ -172,6 +172,14 @@ def prune(
             if ours:
                 delete(store)
             typer.echo(f"{store.folder.name}: {'deleted' if ours else 'is being built, left alone'}")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:  # nobody is there to answer
+        typer.echo()
+        return False
 
 
 def _table(stores: "Iterable[Store]") -> "Table":
