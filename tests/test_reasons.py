@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 from transformers.utils import logging as their_logging
 
 from egkd.explain import EXPLAINERS, explain, explainer_from_name, score_dataset
-from egkd.explain.amortised import HEADS, OwnReasons, WordHead, for_class, head_of, with_head
+from egkd.explain.amortised import OwnReasons, WordHead, for_class, head_of, with_head
+from egkd.heads import HEADS
 from egkd.lessons import stack
 from egkd.models import frozen, observe
 from egkd.objectives import Labels, Moment, Reasons, SoftLabels, Teacher

@@ -105,7 +105,7 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
         for objective in objectives:
             if tokenizer.mask_token_id is None and objective.weight > 0:
                 _check_unmasked(f"objectives.{objective.name}", dict(objective), model)
-                if isinstance(objective, Reasons) and tokenizer is theirs:
+                if isinstance(objective, Reasons) and tokenizer is not own:
                     _check_unmasked(f"objectives.{objective.name}.options", objective.options, model)
 
 

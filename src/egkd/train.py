@@ -26,7 +26,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from egkd.explain.amortised import HEADS, head_of, without_heads
+from egkd.explain.amortised import head_of
+from egkd.heads import HEADS, tie_heads, without_heads
 from egkd.lessons import Lessons
 from egkd.models import double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
@@ -235,6 +236,7 @@ def _attach_heads(
                 heads[key] = head
     if heads:
         model.add_module(HEADS, nn.ModuleDict(heads))
+        tie_heads(model)
     return heads
 
 

@@ -5,8 +5,7 @@ one for two classes (each is the other's opposite) and in regression.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,10 +18,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted
+from egkd.heads import HEADS, without_heads
 from egkd.models import observe, unwrapped
 from egkd.text import Batch, pool_units, visible_units, width
 
-HEADS = "egkd_heads"  # the student's module that holds what objectives train beside it
 REASONS = "reasons"
 FORMAT = 1  # of a head on disk
 WIDTH = 64
@@ -108,19 +107,6 @@ def with_head(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         )
     model.add_module(HEADS, nn.ModuleDict({REASONS: head.to(model.device)}))
     return model
-
-
-@contextmanager
-def without_heads(model: nn.Module) -> Iterator[None]:
-    """While open, the model is the ordinary one that others know."""
-    heads = getattr(model, HEADS, None)
-    if heads is not None:
-        delattr(model, HEADS)
-    try:
-        yield
-    finally:
-        if heads is not None:
-            model.add_module(HEADS, heads)
 
 
 def save_ordinary(model: PreTrainedModel, folder: Path) -> None:
