@@ -114,18 +114,17 @@ class DistillationTrainer(Trainer):
         if train_dataset is not None:
             encoded = encode_dataset(train_dataset, processing_class, max_length)
             if voices and any(o.has_lesson for o in self.objectives):
-                with args.main_process_first(desc="lessons"):
-                    lessons = teach_all(
-                        voices,
-                        self.objectives,
-                        train_dataset,
-                        encoded,
-                        processing_class,
-                        Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons"),
-                        device=args.device,
-                        max_length=max_length,
-                        progress=progress,
-                    )
+                lessons = teach_all(
+                    voices,
+                    self.objectives,
+                    train_dataset,
+                    encoded,
+                    processing_class,
+                    Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons"),
+                    device=args.device,
+                    max_length=max_length,
+                    progress=progress,
+                )
             train_dataset = encoded.add_column("idx", np.arange(len(encoded)))
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: encode_dataset(rows, processing_class, max_length) for name, rows in eval_dataset.items()}
