@@ -59,7 +59,8 @@ def test_all_families_teach_it(kind: str, distil: Any, shop: Path) -> None:
     assert len(losses(run)) == 4
     for line in losses(run):
         assert {f"loss/{guide}" for guide in GUIDES} <= set(line)
-        assert all(line[f"loss/{guide}"] > 0 for guide in GUIDES)
+    for guide in GUIDES:  # each is paid for at its own steps
+        assert sum(line[f"loss/{guide}"] for line in losses(run)) > 0
     metrics = json.loads((run / "metrics.json").read_text())["student"]
     weights = load_file(run / "student" / "model.safetensors")
     assert metrics["parameters"] == sum(value.numel() for value in weights.values())
