@@ -126,11 +126,13 @@ def reads_last_token(model: nn.Module) -> bool:
 def padding_of_last_token_readers(model: nn.Module) -> int | None:
     """The token that a model which `reads_last_token` takes for padding; None for other models.
 
-    Raises ValueError where its config names none: then it reads whatever comes last in a batch.
+    Raises ValueError where its config names none: then it reads whatever comes last in a batch, as XLNet always does.
     """
+    own: Any = unwrapped(model)
+    if getattr(getattr(own, "config", None), "model_type", "") == "xlnet":
+        raise ValueError(f"{type(own).__name__} reads the last place of a batch, be it padding; take another model")
     if not reads_last_token(model):
         return None
-    own: Any = unwrapped(model)
     padding_id = own.config.get_text_config().pad_token_id
     if padding_id is None or padding_id < 0:
         raise ValueError(
