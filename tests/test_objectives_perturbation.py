@@ -164,9 +164,16 @@ def test_copies_are_of_the_masks_taken_the_shortest_first(tokenizer: Any, tiny_d
     keep = torch.zeros(2, 3, int(batch["n_units"].max()), dtype=torch.bool)
     keep[:, 0, :3], keep[:, 1, 0], keep[:, 2, 1:3] = True, True, True
     copies = guide.copies(batch, {"keep": keep}, at(0, tokenizer))
-    assert [copy["input_ids"].shape[1] for copy in copies] == [3, 4, 5]  # with the two special tokens
-    assert copies[0]["position_ids"][0, :2].tolist() == [0, 1]
-    assert copies[1]["position_ids"][0, :3].tolist() == [0, 2, 3]
+    assert [len(copy["input_ids"]) for copy in copies] == [1] * 6
+    assert [copy["input_ids"].shape[1] for copy in copies] == [3, 3, 4, 4, 5, 5]  # with the two special tokens
+    assert copies[1]["position_ids"][0, :2].tolist() == [0, 1]
+    assert copies[2]["position_ids"][0, :3].tolist() == [0, 2, 3]
+    first, second = (batch["input_ids"][row, 1:4].tolist() for row in range(2))
+    assert [copy["input_ids"][0, 1:-1].tolist() for copy in copies] == [
+        *(first[:1], second[:1]),
+        *(first[1:], second[1:]),
+        *(first, second),
+    ]
 
 
 # --- coefficients ---
@@ -362,7 +369,7 @@ def test_one_outputs_loss_by_hand(tokenizer: Any) -> None:
         "outputs": torch.tensor([[[0.0, 3.0], [1.0, 0.0]]]),
         "scale": torch.tensor([2.0]),
     }
-    copies = [Seen(logits_BC=torch.tensor([[0.0, 0.5]])), Seen(logits_BC=torch.tensor([[0.0, 1.0]]))]
+    copies = [Seen(logits_BC=torch.tensor([[0.0, 0.5]])), Seen(logits_BC=torch.tensor([[0.0, 1.0]]))]  # one of each
     # log odds: -0.5 against 1 of class 0; 1 against 3 of class 1
     expected = ((1.5 / 2) ** 2 + (2.0 / 2) ** 2) / 2
     assert guide.learn(Seen(logits_BC=torch.zeros(1, 2)), copies, batch, lesson, at(0)).item() == pytest.approx(expected)

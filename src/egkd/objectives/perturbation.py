@@ -213,7 +213,7 @@ class PerturbationGuide(Objective):
         return gain, map_NM.T @ map_NM / gain**2
 
     def _take(self, batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
-        """The masks of the bank whose turn it is, long [B, R], those that keep fewest words first.
+        """The masks of the bank whose turn it is, long [B, R].
 
         Examples go round their banks: after K / gcd(K, R) visits each mask has had as many turns, and the next round has
         another order. So R masks taken together are any R, with equal chances.
@@ -223,40 +223,39 @@ class PerturbationGuide(Objective):
         visit_B, visits = self.schedule.visits(idx_B, moment.epoch), self.masks // math.gcd(self.masks, taken)
         order_BK = turn_order(idx_B, visit_B // visits, self.masks)
         place_BR = (visit_B % visits * taken)[:, None] + torch.arange(taken, device=idx_B.device)
-        take_BR = order_BK.gather(1, place_BR % self.masks)
-        return take_BR.gather(1, keep_BKU.sum(2).gather(1, take_BR).argsort(dim=1, stable=True))
+        return order_BK.gather(1, place_BR % self.masks)
 
     def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
-        """`masks_per_step` perturbed copies of the batch: the shortest copy of each example, the next, ..."""
-        rows_B1 = torch.arange(len(lesson["keep"]), device=lesson["keep"].device)[:, None]
-        keep_BRU = lesson["keep"][rows_B1, self._take(batch, lesson, moment)]
-        return [perturb(batch, keep_BU, self.operator, moment.tokenizer) for keep_BU in keep_BRU.unbind(1)]
+        """`masks_per_step` perturbed copies of each example, those that keep fewest words first, in batches of half as many."""
+        take_BR = self._take(batch, lesson, moment)
+        found = []
+        for places in _shortest_first(lesson["keep"], take_BR).chunk(2 * take_BR.shape[1]):
+            rows = places // take_BR.shape[1]
+            own = {name: value[rows] for name, value in batch.items()}
+            found.append(perturb(own, lesson["keep"][rows, take_BR.flatten()[places]], self.operator, moment.tokenizer))
+        return found
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """The mean over the masks taken of `distance(f_S(x_m), f_T(x_m))`, or an unbiased estimate of |A (v_S - v_T)|²."""
         take_BR = self._take(batch, lesson, moment)
         rows_B1 = torch.arange(len(take_BR), device=take_BR.device)[:, None]
-        student_BRC, teacher_BRC = (
-            torch.stack([copy.logits_BC.float() for copy in copies], 1),
-            lesson["outputs"][rows_B1, take_BR],
-        )
+        back_P = _shortest_first(lesson["keep"], take_BR).argsort()
+        student_PC = torch.cat([copy.logits_BC.float() for copy in copies])[back_P]
+        teacher_BRC = lesson["outputs"][rows_B1, take_BR]
         if self.match == "outputs":
+            scale_P = lesson["scale"].repeat_interleave(take_BR.shape[1])
             distance_P = outputs_distance(
-                student_BRC.flatten(0, 1),
-                teacher_BRC.flatten(0, 1),
-                self.distance,
-                scale_B=lesson["scale"].repeat_interleave(len(copies)),
-                temperature=self.temperature,
+                student_PC, teacher_BRC.flatten(0, 1), self.distance, scale_B=scale_P, temperature=self.temperature
             )
             return distance_P.view(take_BR.shape).mean(1)
-        student_BMC = torch.cat([seen.logits_BC.float()[:, None], student_BRC], 1)
-        teacher_BMC = torch.cat([lesson["plain"][:, None], teacher_BRC], 1)
-        gap_BM = (_values(student_BMC, lesson["plain"]) - _values(teacher_BMC, lesson["plain"])) / lesson["scale"][:, None]
-        seen_BM = F.pad(take_BR + 1, (1, 0))  # the text itself always
-        metric_BMM = lesson["metric"][rows_B1[..., None], seen_BM[:, :, None], seen_BM[:, None, :]] * self._chances(
-            take_BR.device
-        )
-        return lesson["gain"].square() * torch.einsum("bm,bmn,bn->b", gap_BM, metric_BMM, gap_BM)
+        plain_BC = lesson["plain"]
+        student_BMC = torch.cat([seen.logits_BC.float()[:, None], student_PC.view(teacher_BRC.shape)], 1)
+        teacher_BMC = torch.cat([plain_BC[:, None], teacher_BRC], 1)
+        gap_BM = (_values(student_BMC, plain_BC) - _values(teacher_BMC, plain_BC)) / lesson["scale"][:, None]
+        place_BM = F.pad(take_BR + 1, (1, 0))  # the text itself always
+        metric_BMM = lesson["metric"][rows_B1[..., None], place_BM[:, :, None], place_BM[:, None, :]]
+        loss_B = torch.einsum("bm,bmn,bn->b", gap_BM, metric_BMM * self._chances(take_BR.device), gap_BM)
+        return lesson["gain"].square() * loss_B
 
     def _chances(self, device: torch.device) -> Tensor:
         """One over the chance that two outputs are seen in the same step, float [R + 1, R + 1]."""
@@ -272,3 +271,8 @@ def _values(outputs_BKC: Tensor, plain_BC: Tensor) -> Tensor:
     """Log odds of the class that is predicted for the text itself, float [B, K]."""
     target_B = plain_BC.argmax(1).repeat_interleave(outputs_BKC.shape[1])
     return log_odds(outputs_BKC.flatten(0, 1), target_B).view(outputs_BKC.shape[:2])
+
+
+def _shortest_first(keep_BKU: Tensor, take_BR: Tensor) -> Tensor:
+    """Places in the flattened `take_BR`, by how many words are kept: copies of about equal length make cheap passes."""
+    return keep_BKU.sum(2).gather(1, take_BR).flatten().argsort(stable=True)
