@@ -26,7 +26,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "MobileBert": {"embedding_size": 16, "intra_bottleneck_size": 32, "true_hidden_size": 32, "initializer_range": 0.05},
     "RoFormer": {"embedding_size": 16},
     "ConvBert": {"embedding_size": 16, "conv_kernel_size": 3},
-    "Funnel": {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "num_decoder_layers": 1},
 }
 WHOLE = [name for name in FAMILIES if name != "ConvBert"]
 """Families that keep padding out: ConvBERT convolves over what stands beside a word, be it padding."""
