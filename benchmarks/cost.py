@@ -10,8 +10,8 @@ students of one budget, several seeds, through `egkd.pipeline.distill`, judged o
 it was killed, and results are written as they come. `agreement` is the mean Spearman correlation of both models' word scores by
 occlusion; `agreement_gain_kept` the share of what the family's exact strategy gains over plain distillation.
 
-`--strategies` takes parts of names as the table prints them ("gradient: exact", "selection"); `--quick` takes tiny random
-models and sentences, so its figures mean nothing.
+`--strategies` takes names as the table prints them ("gradient: exact on a third", "1 of 4") or parts of them ("selection").
+`--quick` takes tiny random models and sentences, so its figures mean nothing.
 """
 
 import argparse
@@ -44,19 +44,23 @@ GATHER = {"operator": "gather", "schedule": ALWAYS}
 STRATEGIES = (
     Strategy("plain", "plain"),
     Strategy("gradient", "exact", {"gradient": EXACT}, exact=True),
-    Strategy("gradient", "exact, every 3rd step", {"gradient": EXACT | {"schedule": {"every": 3}}}),
-    Strategy("gradient", "exact, a third", {"gradient": EXACT | {"schedule": THIRD}}),
+    Strategy("gradient", "exact every 4th step", {"gradient": EXACT | {"schedule": {"every": 4}}}),
+    Strategy("gradient", "exact on a third", {"gradient": EXACT | {"schedule": THIRD}}),
     Strategy("gradient", "difference", {"gradient": DIFFERENCE}),
-    Strategy("gradient", "difference, a third", {"gradient": DIFFERENCE | {"schedule": THIRD}}),
-    Strategy("gradient", "projection, a third", {"gradient": PROJECTION}),
+    Strategy("gradient", "difference on a third", {"gradient": DIFFERENCE | {"schedule": THIRD}}),
+    Strategy("gradient", "projection on a third", {"gradient": PROJECTION}),
     Strategy("perturbation", "4 of 4", {"perturbation": MASKS}, exact=True),
     Strategy("perturbation", "2 of 4", {"perturbation": MASKS | {"masks_per_step": 2}}),
+    Strategy(
+        "perturbation", "2 of 4 every 5th step", {"perturbation": MASKS | {"masks_per_step": 2, "schedule": {"every": 5}}}
+    ),
     Strategy("perturbation", "1 of 4", {"perturbation": MASKS | {"masks_per_step": 1}}),
-    Strategy("perturbation", "1 of 4, a third", {"perturbation": MASKS | {"masks_per_step": 1, "schedule": THIRD}}),
-    Strategy("perturbation", "1 of 4, deleted", {"perturbation": MASKS | {"masks_per_step": 1, "operator": "delete"}}),
+    Strategy("perturbation", "1 of 4 on a third", {"perturbation": MASKS | {"masks_per_step": 1, "schedule": THIRD}}),
+    Strategy("perturbation", "1 of 4 deleted", {"perturbation": MASKS | {"masks_per_step": 1, "operator": "delete"}}),
     Strategy("selection", "whole length", {"selection": WHOLE}, exact=True),
     Strategy("selection", "gathered", {"selection": GATHER}),
-    Strategy("selection", "gathered, half", {"selection": GATHER | {"schedule": HALF}}),
+    Strategy("selection", "gathered every 4th step", {"selection": GATHER | {"schedule": {"every": 4}}}),
+    Strategy("selection", "gathered on half", {"selection": GATHER | {"schedule": HALF}}),
     Strategy("all three", "exact", {"gradient": EXACT, "perturbation": MASKS, "selection": WHOLE}, exact=True),
     Strategy("all three", "defaults", {"gradient": {}, "perturbation": {}, "selection": {}}),
     Strategy(
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run what the flags ask for; returns the rows of the JSON file."""
     options = read_options(arguments)
     quiet()
-    chosen = choose(options.strategies, options.quick)
+    chosen = choose(options.strategies)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         out = options.out or Path(folder)
@@ -126,17 +130,22 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def choose(wanted: Sequence[str], quick: bool) -> list[Strategy]:
-    """The strategies whose titles contain one of these, always with plain distillation and the exact ones of their families.
+def choose(wanted: Sequence[str]) -> list[Strategy]:
+    """The strategies called so, always with plain distillation and the exact ones of their families; all where none is named.
 
     Raises ValueError for what names none.
     """
-    for part in wanted:
-        if not any(part in strategy.title for strategy in STRATEGIES):
-            raise ValueError(f"no strategy is called {part!r}; known are {'; '.join(s.title for s in STRATEGIES)}")
-    named = [strategy for strategy in STRATEGIES if not wanted or any(part in strategy.title for part in wanted)]
-    families = {strategy.family for strategy in named}
-    return [s for s in STRATEGIES if s in named or s.family == "plain" or (s.exact and s.family in families)]
+    named = {strategy.title for part in wanted for strategy in _called(part)} or {strategy.title for strategy in STRATEGIES}
+    families = {strategy.family for strategy in STRATEGIES if strategy.title in named}
+    return [s for s in STRATEGIES if s.title in named or s.family == "plain" or (s.exact and s.family in families)]
+
+
+def _called(part: str) -> list[Strategy]:
+    """Those of this very name, with or without its family, else those in whose names it is."""
+    found = [s for s in STRATEGIES if part in (s.name, s.title)] or [s for s in STRATEGIES if part in s.title]
+    if not found:
+        raise ValueError(f"no strategy is called {part!r}; known are {', '.join(s.title for s in STRATEGIES)}")
+    return found
 
 
 def defaults(setting: Setting) -> set[str]:
@@ -147,8 +156,8 @@ def defaults(setting: Setting) -> set[str]:
 
 
 def work_of(options: argparse.Namespace, setting: Setting, strategies: Sequence[Strategy]) -> Work:
-    """What time is taken on: as many steps as make every schedule come round whole times."""
-    every = [o.schedule.every for s in strategies for o in objectives_of(setting.config(s))]
+    """What time is taken on: as many steps as make every schedule come round whole times, unless figures mean nothing."""
+    every = [1] if options.quick else [o.schedule.every for s in strategies for o in objectives_of(setting.config(s))]
     counted = math.ceil(options.steps / math.lcm(*every)) * math.lcm(*every)
     return Work(setting=setting, drawn=counted + options.skip, steps=counted + options.skip, skip=options.skip)
 
@@ -210,7 +219,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--student")
     parser.add_argument("--out", type=Path, help="folder for everything; needed but with --quick")
     parser.add_argument("--json", type=Path, help="write the results here, too")
-    parser.add_argument("--strategies", type=listed, default=[], help="parts of names; ';' in the table stands for ','")
+    parser.add_argument("--strategies", type=listed, default=[], help="names, or parts of names, as the table has them")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")])
     halves = parser.add_mutually_exclusive_group()
     halves.add_argument("--no-timing", dest="timing", action="store_false")
@@ -232,7 +241,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.skip = 1 if options.quick else 4
     options.seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
     options.rounds = options.rounds or (1 if options.quick else 7)
-    options.steps = options.steps or (3 if options.quick else 36)
+    options.steps = options.steps or (3 if options.quick else 40)
     options.lesson_batches = options.lesson_batches or (4 if options.quick else 64)
     return options
 
