@@ -220,3 +220,11 @@ def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 4  # type: ignore[misc]
     assert isinstance(config, RunConfig)
+
+
+def test_students_with_random_weights_learn_faster() -> None:
+    rates = [
+        resolve({"teacher": "t", "student": student, "data": {"task": "sst2"}, "train": train}).train_arguments["learning_rate"]
+        for student, train in (("layers:3", {}), ("bilstm:hidden=20", {}), ("textcnn", {}), ("textcnn", {"learning_rate": 2e-5}))
+    ]
+    assert rates == [1e-4, 1e-3, 1e-3, 2e-5]

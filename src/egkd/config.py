@@ -41,6 +41,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 }
 """What `transformers.TrainingArguments` get where a run's `train` or `teach` section is silent."""
 STUDENT_LEARNING_RATE = 1e-4  # small students want more than teachers
+WORD_LEARNING_RATE = 1e-3  # and those that begin with random weights more than those
 
 
 _TAGS = "tag:yaml.org,2002:"
@@ -125,7 +126,7 @@ class RunConfig(_Section):
     teacher_init: str | None = None
     """Instead: an encoder that is fine-tuned first to become the teacher."""
     student: str = "layers:3"
-    """`layers:0,2,4` or `layers:3` of the teacher, or a local folder or hub id."""
+    """`layers:0,2,4` or `layers:3` of the teacher, `bilstm`, `textcnn`, or a local folder or hub id."""
     data: DataConfig
     preset: str | None = None
     """A published method's settings, over which all others go: "plain", "ad-kd", "gkd"."""
@@ -196,7 +197,9 @@ class RunConfig(_Section):
     @property
     def train_arguments(self) -> dict[str, Any]:
         """The student's training arguments, over the defaults."""
-        ours = {"learning_rate": STUDENT_LEARNING_RATE, "seed": self.seed, "data_seed": self.seed}
+        random = self.student.partition(":")[0] in ("bilstm", "textcnn")
+        rate = WORD_LEARNING_RATE if random else STUDENT_LEARNING_RATE
+        ours = {"learning_rate": rate, "seed": self.seed, "data_seed": self.seed}
         return TRAIN_DEFAULTS | ours | self.train
 
     @property

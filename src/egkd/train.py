@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+import egkd.students  # noqa: F401  registers our own types of models
 from egkd.explain.amortised import head_of
 from egkd.heads import HEADS, tie_heads, without_heads
 from egkd.lessons import Lessons
@@ -277,10 +278,13 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     taught = [objective.name for objective in objectives if objective.has_lesson]
     if taught and not has_teacher:
         raise ValueError(f"the objectives {', '.join(taught)} need a teacher; pass teacher=…")
+    checkpointing = getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
+    attending = [objective.name for objective in objectives if "attentions" in objective.needs]
+    if attending and checkpointing:
+        raise ValueError(f"checkpointing computes layers anew without what {attending[0]} looks at; switch one of them off")
     twice = [objective.name for objective in objectives if objective.differentiates_twice]
     if not twice:
         return
-    checkpointing = getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
     reentrant = (getattr(args, "gradient_checkpointing_kwargs", None) or {}).get("use_reentrant", False)
     if checkpointing and reentrant:
         raise ValueError(

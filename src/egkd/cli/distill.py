@@ -17,7 +17,8 @@ def distill(
     teacher_weights: Annotated[str | None, typer.Option(help="How much each of several teachers says: 2,1 (equally).")] = None,
     teacher_init: Annotated[str | None, typer.Option(help="Instead: encoder that is fine-tuned first.")] = None,
     student: Annotated[
-        str | None, typer.Option(help="layers:0,2,4 or layers:3 of the teacher, or a folder or hub id (layers:3).")
+        str | None,
+        typer.Option(help="layers:0,2,4 or layers:3 of the teacher, bilstm, textcnn, or a folder or hub id (layers:3)."),
     ] = None,
     guide: Annotated[
         list[Guide] | None,
