@@ -11,13 +11,16 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from egkd.config import RunConfig, check, near
-from egkd.data import TaskData
+from egkd.data import Task, TaskData
 from egkd.objectives import OBJECTIVES, Objective, Reasons
-from egkd.students import build_student, load_encoder, load_tokenizer
+from egkd.objectives.internals import INSTEAD
+from egkd.students import build_student, load_encoder, load_tokenizer, parse_student
+from egkd.students.loading import loaded
+from egkd.teaching import check_tokens
 
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
@@ -81,6 +84,24 @@ def _of_type(name: str, value: Any, section: str) -> Any:
         return TypeAdapter(_training_types()[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         raise ValueError(f"{section}.{name}: {error.errors()[0]['msg']}, found {value!r}") from None
+
+
+def check_between(config: RunConfig, objectives: Sequence[Objective], task: Task) -> None:
+    """Refuse objectives that cannot work between teachers and student, by configs and tokenizers alone. Raises ValueError."""
+    trust, wanted = config.trust_remote_code, [objective for objective in objectives if objective.weight > 0]
+    sources = config.teachers or (str(config.teacher_init),)
+    student = parse_student(config.student).outline(sources[0], trust_remote_code=trust)
+    for source in sources:
+        teacher = loaded(AutoConfig, source, trust_remote_code=trust)
+        teacher.num_labels = student.config.num_labels = task.num_labels
+        for objective in wanted:
+            objective.between(teacher, student.config)
+        token_wise = [objective for objective in wanted if objective.same_tokens]
+        if token_wise and student.tokenizer is None:
+            raise ValueError(f"{token_wise[0].name} compares tokens, the student has words of its own; {INSTEAD}")
+        if token_wise and student.tokenizer != source:
+            read = [load_tokenizer(each, trust_remote_code=trust) for each in (source, str(student.tokenizer))]
+            check_tokens(token_wise, read[0], read[1])
 
 
 def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], data: TaskData) -> None:

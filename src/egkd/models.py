@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from egkd.attention import Projections, eager_attention, tapped_projections
 from egkd.text import MODEL_INPUTS
 
-Need = Literal["embeddings", "hidden_states", "attentions"]
+Need = Literal["embeddings", "hidden_states", "attentions", "projections"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,9 @@ class Seen:
     hidden_states: tuple[Tensor, ...] | None = None
     """Output of the embedding layer and of every layer, [B, T, D] each, only when asked for."""
     attentions: tuple[Tensor, ...] | None = None
-    """Attention weights of every layer, [B, heads, T, T] each, only when asked for."""
+    """Attention weights of every layer, [B, heads, T, T] each, only when asked for; in training after dropout."""
+    projections: tuple[Projections, ...] | None = None
+    """Queries, keys and values of every layer, only when asked for."""
     at: Callable[[Tensor], Tensor] | None = None
     """The logits of the same pass, with the same dropout, at other embeddings [B, T, D], in full precision; comes with
     `embeddings_BTD`."""
@@ -181,10 +184,13 @@ def observe(
     with ExitStack() as stack:
         if differentiable:
             stack.enter_context(double_backward())
-        if compiled(model) and (embeddings or replace_BTD is not None):  # a compiled graph cannot be tapped
+        if compiled(model) and (keep or replace_BTD is not None):  # a compiled graph cannot be tapped
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "attentions" in keep:
+            stack.enter_context(eager_attention(unwrapped(model)))
         if not layers:
             stack.enter_context(first_token_only(model))
+        projections = stack.enter_context(tapped_projections(unwrapped(model))) if "projections" in keep else []
         kept = stack.enter_context(tapped_embeddings(model, replace_BTD)) if embeddings or replace_BTD is not None else [None]
         out = model(**inputs)
 
@@ -198,6 +204,7 @@ def observe(
         embeddings_BTD=kept[-1],
         hidden_states=tuple(out.hidden_states) if "hidden_states" in keep else None,
         attentions=tuple(out.attentions) if "attentions" in keep else None,
+        projections=tuple(projections) if "projections" in keep else None,
         at=at if embeddings else None,
     )
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from egkd.checks import check_length, choose_best_by, objectives_of, rehearse, training_arguments
+from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
 from egkd.config import DataConfig, RunConfig
 from egkd.data import Task, TaskData
 from egkd.data.bundled import load_movie_reviews
@@ -98,6 +98,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     data = load_data(config.data)
     for note in data.notes:
         tell(note)
+    check_between(config, objectives, data.task)
     if config.teacher:
         data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
     for other in config.more_teachers:

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.data import Task
 from egkd.text import MAX_LENGTH
@@ -30,6 +30,16 @@ class Origin:
     """Tokens after which those are cut."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What is known of a student before it is built."""
+
+    config: PreTrainedConfig
+    """Its own, as far as its layers go; labels and vocabulary may be others."""
+    tokenizer: str | None
+    """Folder or hub id of the tokenizer it will have; None for one of its own."""
+
+
 class Student(BaseModel, ABC):
     """One kind of student with its options, as `--student` describes it; nothing is loaded yet."""
 
@@ -38,6 +48,10 @@ class Student(BaseModel, ABC):
     @abstractmethod
     def check(self, teacher: str, *, trust_remote_code: bool) -> None:
         """Refuse what cannot be built, by reading configs only. Raises ValueError, one line."""
+
+    @abstractmethod
+    def outline(self, teacher: str, *, trust_remote_code: bool) -> Outline:
+        """What it will be, by reading configs only. Raises ValueError, one line."""
 
     @abstractmethod
     def build(self, origin: Origin) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

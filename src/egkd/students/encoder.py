@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from egkd.students.base import Origin, Student
+from egkd.students.base import Origin, Outline, Student
 from egkd.students.loading import load_encoder, load_tokenizer, loaded
 
 
@@ -15,6 +15,10 @@ class Encoder(Student):
     def check(self, teacher: str, *, trust_remote_code: bool) -> None:
         """As `Student.check`."""
         loaded(AutoConfig, self.source, trust_remote_code=trust_remote_code)
+
+    def outline(self, teacher: str, *, trust_remote_code: bool) -> Outline:
+        """As `Student.outline`."""
+        return Outline(config=loaded(AutoConfig, self.source, trust_remote_code=trust_remote_code), tokenizer=self.source)
 
     def build(self, origin: Origin) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """As `Student.build`."""

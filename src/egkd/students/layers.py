@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.config import check, near
-from egkd.students.base import Origin, Student, options
+from egkd.students.base import Origin, Outline, Student, options
 from egkd.students.loading import load_encoder, load_tokenizer, loaded
 from egkd.students.pruning import check_thin, labelled, layer_list, prune
 
@@ -38,6 +38,16 @@ class Layers(Student):
             raise ValueError(f"{teacher} has no layers to choose from; name a student by its path")
         parse_layers(self.spec, depth)
         check_thin(config, ffn=self.ffn, heads=self.heads)
+
+    def outline(self, teacher: str, *, trust_remote_code: bool) -> Outline:
+        """As `Student.outline`."""
+        config = loaded(AutoConfig, teacher, trust_remote_code=trust_remote_code)
+        config.num_hidden_layers = len(parse_layers(self.spec, config.num_hidden_layers))
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
+        if self.heads is not None:
+            config.num_attention_heads = self.heads
+        return Outline(config=config, tokenizer=teacher)
 
     def build(self, origin: Origin) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """As `Student.build`."""

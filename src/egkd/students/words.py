@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from egkd.students.base import Origin, Student
+from egkd.students.base import Origin, Outline, Student
 from egkd.students.embeddings import principal_components, teacher_embeddings
 from egkd.students.loading import label_settings
 from egkd.students.vectors import read_vectors, word_tokenizer
@@ -26,6 +26,9 @@ Pairs = Literal["joint", "siamese"]
 
 class WordConfig(PretrainedConfig):
     """What the configs of both models have in common."""
+
+    shown_layers = 1
+    """Beside the embeddings, among the hidden states."""
 
     def __init__(
         self,
@@ -189,6 +192,11 @@ class WordStudent(Student):
         """As `Student.check`."""
         if self.vectors is not None and not self.vectors.expanduser().is_file():
             raise ValueError(f"vectors={self.vectors} is no file; give one with a word and its numbers in each line")
+
+    def outline(self, teacher: str, *, trust_remote_code: bool) -> Outline:
+        """As `Student.outline`."""
+        config = self.make({"vocab_size": 1, "embedding_size": self.embed or self.width_by_default}).config
+        return Outline(config=config, tokenizer=None if self.vectors else teacher)
 
     def build(self, origin: Origin) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """As `Student.build`."""

@@ -1,0 +1,85 @@
+"""What happens inside attention, made visible: weights where kernels hide them, and queries, keys, values.
+
+Shapes: B batch, T tokens, D width of a layer's queries, keys or values.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+
+_NAMES = (
+    ("query", "key", "value"),  # BERT, RoBERTa, ELECTRA, ALBERT
+    ("query_proj", "key_proj", "value_proj"),  # DeBERTa
+    ("q_lin", "k_lin", "v_lin"),  # DistilBERT
+    ("q_proj", "k_proj", "v_proj"),  # Llama, Qwen2, Gemma
+    ("q", "k", "v"),  # MPNet
+)
+
+Projections = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values of one layer, before they are split into heads, [B, T, D] each."""
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """While open, a model of transformers computes attention step by step: fused kernels never have its weights."""
+    own: Any = model
+    before = own.config._attn_implementation
+    if before == "eager":
+        yield
+        return
+    own.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        own.set_attn_implementation(before)
+
+
+def projecting_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
+    """The layers that make queries, keys and values, of every attention block of a model; none where it makes them as one."""
+    return [
+        tuple(getattr(module, name) for name in names)
+        for module in model.modules()
+        for names in _NAMES
+        if all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+    ]
+
+
+def shows_projections(config: PreTrainedConfig) -> bool:
+    """Whether the classifier of this config makes queries, keys and values by layers of their own; built without weights."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:  # code that comes with a checkpoint: seen when it is there
+        return True
+    return bool(projecting_layers(model))
+
+
+@contextmanager
+def tapped_projections(model: nn.Module) -> Iterator[list[Projections]]:
+    """While open, what every attention block of a forward pass projects is kept, in the order of layers (after leaving).
+
+    The hooks are gone on leaving, also after an error. Raises ValueError for a model that projects as one.
+    """
+    found = projecting_layers(model)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} does not make queries, keys and values by layers of their own, so they cannot be "
+            "compared; use hidden-states or attention-maps"
+        )
+    kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    projections: list[Projections] = []
+    handles = [
+        layer.register_forward_hook(lambda _module, _inputs, output, place=place: kept[place].append(output))
+        for block in found
+        for place, layer in enumerate(block)
+    ]
+    try:
+        yield projections
+        projections.extend(zip(*kept, strict=True))
+    finally:
+        for handle in handles:
+            handle.remove()
