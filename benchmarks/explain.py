@@ -23,7 +23,7 @@ from typing import Any
 
 import explain_page
 import torch
-from explain_opponents import SIZES, captum_contests, lime_contests, shap_contests, transformers_interpret_contests
+from explain_opponents import CONTESTS, SIZES
 from explain_page import PAGE
 from explain_setting import Contest, Scores, Setting, load_settings, rank_correlation, variance
 from rich.console import Console
@@ -103,7 +103,7 @@ def _place(result: dict[str, Any]) -> tuple[str, str, str]:
 def _contests(settings: Sequence[Setting], samples: int, sizes: Sequence[int], only: str) -> Iterator[Contest]:
     for setting in settings:
         if setting.texts:
-            for contests in (captum_contests, lime_contests, shap_contests, transformers_interpret_contests):
+            for contests in CONTESTS:
                 yield from (c for c in contests(setting, samples, sizes) if only in f"{c.method} {c.against}")
 
 

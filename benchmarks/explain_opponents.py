@@ -22,6 +22,7 @@ from captum.attr import (
     NoiseTunnel,
     ShapleyValueSampling,
 )
+from explain_page import ITSELF
 from explain_setting import Contest, Scores, Setting, fastest
 from torch import Tensor
 from transformers import pipeline
@@ -262,6 +263,22 @@ def transformers_interpret_contests(setting: Setting, samples: int, sizes: Seque
 
     explainer = ours.IntegratedGradients(steps=steps, baseline="pad")
     yield _package(setting, sizes, explainer, "transformers-interpret", steps, theirs)
+
+
+def bfloat16_contests(setting: Setting, samples: int, sizes: Sequence[int]) -> Iterator[Contest]:
+    """Ours in bfloat16 against ours in float32."""
+    for explainer in (ours.Occlusion(), ours.Lime(n_samples=samples), ours.KernelShap(n_samples=samples)):
+        yield Contest(
+            method=f"{_called(explainer)} in bfloat16",
+            against=ITSELF,
+            setting=setting,
+            samples=getattr(explainer, "n_samples", 1),
+            ours=partial(setting.ours, explainer, precision="bfloat16"),
+            theirs=partial(setting.ours, explainer),
+        )
+
+
+CONTESTS = (captum_contests, lime_contests, shap_contests, transformers_interpret_contests, bfloat16_contests)
 
 
 def _package(

@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from egkd.data.bundled import load_movie_reviews, minilm_l6_path
 from egkd.data.glue import load_glue
 from egkd.explain import Explainer, explain
+from egkd.explain.base import Precision
 from egkd.models import log_odds
 from egkd.text import Batch, collate, encode
 
@@ -75,10 +76,17 @@ class Setting:
                 found.append(log_odds(logits_BC, torch.full((len(part),), target)))
         return torch.cat(found).double().numpy()
 
-    def ours(self, explainer: Explainer, seed: int) -> Scores:
+    def ours(self, explainer: Explainer, seed: int, precision: Precision = "float32") -> Scores:
         """Our scores, from raw text to result objects."""
         found = explain(
-            self.model, self.tokenizer, self.texts, method=explainer, target=self.targets, max_length=LONG, seed=seed
+            self.model,
+            self.tokenizer,
+            self.texts,
+            method=explainer,
+            target=self.targets,
+            max_length=LONG,
+            seed=seed,
+            precision=precision,
         )
         return [np.array(one.scores) for one in found]
 

@@ -15,7 +15,7 @@ from egkd.data import sample
 from egkd.evaluate.faithfulness import Probes
 from egkd.explain import EXPLAINERS, Explainer, Explanation, SelectorSettings, encode_rows, explainer_from_name, iter_explained
 from egkd.explain.amortised import with_head
-from egkd.explain.base import check_targets
+from egkd.explain.base import Precision, check_targets
 from egkd.explain.record import Record
 from egkd.explain.selection import AmortisedExplainer
 from egkd.explain.selectors import Selector
@@ -41,10 +41,12 @@ class Question:
     target: Literal["predicted"] | int = "predicted"
     max_length: int = MAX_LENGTH
     seed: int = 0
+    precision: Precision = "float32"
 
     def asked_of(self, source: str, *, trust_remote_code: bool = False) -> "Question":
         """The same of another model, about the class it predicts. Raises ValueError, one line."""
-        return question_about(source, "predicted", self.max_length, self.seed, trust_remote_code=trust_remote_code)
+        other = question_about(source, "predicted", self.max_length, self.seed, trust_remote_code=trust_remote_code)
+        return replace(other, precision=self.precision)
 
     def told(self) -> dict[str, Any]:
         """All that scores depend on beside text and method, as plain values."""
@@ -55,6 +57,7 @@ class Question:
             "max_length": self.max_length,
             "seed": self.seed,
             "unit_rule": UNIT_RULE,
+            **({} if self.precision == "float32" else {"precision": self.precision}),
         }
 
 
@@ -251,6 +254,7 @@ def _explained(
         target=question.target,
         max_length=question.max_length,
         seed=question.seed,
+        precision=question.precision,
     )
     return ((places[index], explanation) for index, explanation in found)
 

@@ -165,6 +165,7 @@ def _asked(question: Question, explainer: Explainer, about: Sequence[Explanation
         target=[one.target for one in about],
         max_length=question.max_length,
         seed=question.seed,
+        precision=question.precision,
     )
 
 

@@ -69,6 +69,20 @@ def test_scores_do_not_depend_on_batch_budget_or_order(explainer, tiny_bert, tok
             same(first, second)
 
 
+@pytest.mark.parametrize("explainer", SMALL, ids=repr)
+def test_bfloat16_says_nearly_the_same_and_float32_the_same(explainer, tiny_bert, tokenizer, rows_of, texts):
+    model, rows = tiny_bert(layers=2), rows_of(tokenizer, texts[:3])
+    targets = [1, 0, 1]
+    plain = score_dataset(explainer, model, tokenizer, rows, targets=targets)
+    off = score_dataset(explainer, model, tokenizer, rows, targets=targets, precision="bfloat16")
+    again = score_dataset(explainer, model, tokenizer, rows, targets=targets, precision="float32")
+    for one, other, same in zip(plain, off, again, strict=True):
+        assert torch.equal(one.scores_U, same.scores_U)
+        assert not torch.equal(one.scores_U, other.scores_U)
+        assert other.scores_U.dtype == other.logits_C.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(one.scores_U, other.scores_U, dim=0) > 0.9  # random weights amplify
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(5)), token_budget=st.integers(1, 200), number=st.sampled_from(range(len(SMALL))))
 def test_any_order_any_budget(order, token_budget, number, tiny_bert, tokenizer, rows_of, texts):

@@ -75,12 +75,14 @@ def test_the_page_says_what_was_measured_and_what_was_missed(page: ModuleType) -
         result("saliency", "captum", 1.0, 1.0),
         result("lime (mask)", "captum", 2.0, 3.0, equal_error_ratio=4.44),
         result("lime (mask)", "lime", 1.0, 10.5, texts="long (4)"),
+        result("lime (mask) in bfloat16", page.ITSELF, 1.0, 2.0, texts="long (4)"),
     ]
     text = page.tables(results)
     assert "2 of 3 comparisons reach their target" in text
     assert "| saliency | captum | 200 | 1.00 | 1.00 | **1.00** | 1 | 0.988 |  |" in text
     assert "| lime (mask) | captum | 200 | 2.00 | 3.00 | 1.50 | 3 | 0.988 | 4.4 |" in text
     assert "| lime (mask) | lime | 200 | 1.00 | 10.50 | **10.50** | 10 | 0.988 |  |" in text
+    assert "| lime (mask) in bfloat16 | itself in float32 | 200 | 1.00 | 2.00 | 2.00 |  | 0.988 |  |" in text
     assert text.index("### SST-2 dev (32) texts") < text.index("### long (4) texts")
     whole = f"a\n{page.START}\nold\n{page.END}\nb\n"
     assert page.with_tables(whole, results) == f"a\n{page.START}\n\n{text}\n\n{page.END}\nb\n"

@@ -233,6 +233,7 @@ def test_an_interruption_keeps_what_was_written(
     ("other", "why"),
     [
         (["--seed", 1], "made with another seed"),
+        (["--precision", "bfloat16"], "made with another precision"),
         (["--max-length", 9, "--target", "positive"], "made with another max_length and another target"),
         (["--set", "lime.n_samples=31"], "by lime with another n_samples"),
         (["--text", "stars"], "explains another text than row"),

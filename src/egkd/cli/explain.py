@@ -1,5 +1,7 @@
 """`egkd explain`: which words of a text speak for what a classifier says."""
 
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,13 @@ METHODS = (
     "saliency, input-x-gradient, integrated-gradients, smoothgrad, occlusion, lime, kernel-shap, shapley-sampling, "
     "exact-shapley, l2x, hard-concrete, diffmask, sufficient-subset, reasons"
 )
+
+
+class Precision(StrEnum):
+    """What the model computes in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 def explain(
@@ -58,6 +67,9 @@ def explain(
     figures: Annotated[Path | None, typer.Option(help="Write all that judges measured here, as JSON.")] = None,
     max_length: o.MaxLength = None,
     seed: o.Seed = None,
+    precision: Annotated[
+        Precision, typer.Option(help="bfloat16 is faster on processors that have it, and a little off.")
+    ] = Precision.float32,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Explain what a classifier says about texts, word by word, by one or several methods.
@@ -94,6 +106,7 @@ def explain(
     dataset, marked = source.read(limit, seed or 0)
     fit_rows = source.read_file(fit_on) if fit_on else None
     question = explaining.question_about(model, target, max_length, seed or 0, trust_remote_code=trust_remote_code)
+    question = replace(question, precision=precision.value)
     for note in source.notes:
         aside.print(note, markup=False, highlight=False)
     shown = Shown(question, None if jsonl or html else out, html is not None)

@@ -77,7 +77,7 @@ def _by_measure(figures: Mapping[str, Any], names: Mapping[str, str], caption: s
 
 def _between_models(method: str, found: Mapping[str, Any]) -> Table:
     skipped = f" {found['n_skipped']} texts have no order of words to compare." if found["n_skipped"] else ""
-    table = _table(f"Agreement of the two models’ explanations, mean ± standard error.{skipped}")
+    table = _table(f"How far the two models’ explanations agree, mean ± standard error.{skipped}")
     table.columns[0].header = Text(inert(method), style="bold")
     columns = [name for name in _AMONG if name in found]
     for name in columns:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from egkd.config import near
 from egkd.explain.amortised import OwnReasons
-from egkd.explain.base import Explainer, Scored, UnitScores, iter_scored, score_dataset
+from egkd.explain.base import Explainer, Precision, Scored, UnitScores, iter_scored, score_dataset
 from egkd.explain.explanation import Explanation, Unit, load, save
 from egkd.explain.fitting import fit_selector
 from egkd.explain.gradient import InputXGradient, IntegratedGradients, Saliency, unit_scores_of_gradient
@@ -87,6 +87,7 @@ def explain(
     max_length: int = MAX_LENGTH,
     seed: int = 0,
     token_budget: int | None = None,
+    precision: Precision = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> list[Explanation]:
     """Explain what a sequence classifier or regressor says about texts (or pairs), word by word.
@@ -94,7 +95,8 @@ def explain(
     Scores are for the log odds of `target` (a class by number or name, one number per text, or the predicted class), or
     for the output in regression. The model comes back as it was. The same seed gives the same scores, whatever else is
     in `texts`; `token_budget` bounds the tokens of one forward pass (default: what suits the device) and changes nothing
-    but memory and speed. Texts longer than `max_length` tokens are cut, and `Explanation.hidden` says where.
+    but memory and speed. `precision` "bfloat16" is faster where the processor has it, and a little off. Texts longer than
+    `max_length` tokens are cut, and `Explanation.hidden` says where.
 
     Raises ValueError for an unknown method or class, for pairs that do not match the texts, and for a slow tokenizer.
     """
@@ -103,7 +105,16 @@ def explain(
     explainer = explainer_from_name(method) if isinstance(method, str) else method
     found: dict[int, Explanation] = {}
     for index, explanation in iter_explained(
-        explainer, model, tokenizer, texts, pairs, target=target, max_length=max_length, seed=seed, token_budget=token_budget
+        explainer,
+        model,
+        tokenizer,
+        texts,
+        pairs,
+        target=target,
+        max_length=max_length,
+        seed=seed,
+        token_budget=token_budget,
+        precision=precision,
     ):
         found[index] = explanation
         if progress is not None:
@@ -122,6 +133,7 @@ def iter_explained(
     max_length: int = MAX_LENGTH,
     seed: int = 0,
     token_budget: int | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[tuple[int, Explanation]]:
     """As `explain`, one by one as they come, the longest text first: (index of the text, its explanation).
 
@@ -134,7 +146,9 @@ def iter_explained(
     rows = encode_rows(tokenizer, texts, pairs, max_length)
     targets = _targets(model, target, len(texts))
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
-    for index, scored in iter_scored(explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget):
+    for index, scored in iter_scored(
+        explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget, precision=precision
+    ):
         yield index, _explanation(rows[index], scored, names, explainer)
 
 

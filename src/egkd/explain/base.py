@@ -22,6 +22,10 @@ Family = Literal["gradient", "perturbation", "selection", "amortised"]
 TOKEN_BUDGET = 1024
 GPU_TOKEN_BUDGET = 32 * TOKEN_BUDGET
 
+Precision = Literal["float32", "bfloat16"]
+"""What the model computes in: the numbers its weights are in, or matrix products in bfloat16, where the processor has those up
+to twice as fast and with three digits (torch.autocast)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnitScores:
@@ -133,6 +137,7 @@ def iter_scored(
     targets: Sequence[int] | None = None,
     seed: int = 0,
     token_budget: int | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[tuple[int, Scored]]:
     """Score encoded rows (see `text.encode`), longest first; yields (index of the row, its scores).
 
@@ -152,7 +157,8 @@ def iter_scored(
                 batch = {name: value.to(parameter.device) for name, value in batch.items()}
                 target_B = None if target_B is None else target_B.to(parameter.device)
             seeds = [example_seed(seed, row) for row in chosen]
-            scored = explainer.score(model, tokenizer, batch, target_B, seeds, token_budget)
+            with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                scored = explainer.score(model, tokenizer, batch, target_B, seeds, token_budget)
         yield from zip(indices, _split(scored, [row["n_units"] for row in chosen]), strict=True)
 
 
@@ -165,11 +171,14 @@ def score_dataset(
     targets: Sequence[int] | None = None,
     seed: int = 0,
     token_budget: int | None = None,
+    precision: Precision = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> list[Scored]:
     """`iter_scored` in the order of `rows`. `progress` is told the number of examples each time one is finished."""
     results: dict[int, Scored] = {}
-    for index, scored in iter_scored(explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget):
+    for index, scored in iter_scored(
+        explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget, precision=precision
+    ):
         results[index] = scored
         if progress is not None:
             progress(len(results))
