@@ -20,7 +20,7 @@ from egkd.explain import EXPLAINERS, explain, explainer_from_name, score_dataset
 from egkd.explain.amortised import OwnReasons, WordHead, for_class, head_of, with_head
 from egkd.heads import HEADS
 from egkd.lessons import stack
-from egkd.models import frozen, observe
+from egkd.models import Seen, frozen, observe
 from egkd.objectives import Labels, Moment, Reasons, SoftLabels, Teacher
 from egkd.predict import encode_dataset
 from egkd.reasons import SelfExplaining, load_student
@@ -427,3 +427,17 @@ def test_the_page_s_snippet_serves_a_student(finished: Path, capsys: pytest.Capt
     assert 'load_student("run/student")' in code
     exec(compile(code, DOCS.name, "exec"), {})
     assert re.search(r"(negative|positive)", capsys.readouterr().out)
+
+
+def test_a_share_of_a_batch_may_lack_its_longest_text(tokenizer: Any) -> None:
+    """Lessons are padded for the whole batch; what is padding changes nothing."""
+    torch.manual_seed(0)
+    head, hidden, scores = WordHead(8, 2), torch.rand(1, 5, 8), torch.rand(1, 1, 7)
+    lesson = {"scores": scores, "visible": torch.tensor([[True] * 3 + [False] * 4]), "target": torch.ones(1)}
+    short = {"scores": scores[..., :3], "visible": lesson["visible"][:, :3], "target": lesson["target"]}
+    batch = {"unit_ids": torch.tensor([[-1, 0, 1, 2, -1]]), "n_units": torch.tensor([3])}
+    seen, moment = (
+        Seen(logits_BC=torch.zeros(1, 2), hidden_states=(hidden,)),
+        Moment(step=0, epoch=0, tokenizer=tokenizer, head=head),
+    )
+    assert torch.equal(Reasons().learn(seen, [], batch, lesson, moment), Reasons().learn(seen, [], batch, short, moment))

@@ -92,15 +92,16 @@ class Reasons(Objective):
     def head(self, student: nn.Module, lesson: Lesson) -> nn.Module:
         """A head for the student's width and classes."""
         config: Any = student.config
-        return WordHead(_width_of(student), config.num_labels)
+        return WordHead(hidden_width(student), config.num_labels)
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """`distance(head's scores, teacher's)` over the words that neither truncation cut off, the mean over the views."""
         assert isinstance(moment.head, WordHead)
         assert seen.hidden_states is not None
         hidden_BTD = seen.hidden_states[-1].detach() if self.detach else seen.hidden_states[-1]
-        both_BU = visible_units(batch["unit_ids"], width(batch)) & lesson["visible"]
-        taught = lesson["scores"].unbind(1)
+        n_units = width(batch)  # fewer than the lesson is padded to, where the examples are a share of a batch
+        both_BU = visible_units(batch["unit_ids"], n_units) & lesson["visible"][:, :n_units]
+        taught = lesson["scores"][..., :n_units].unbind(1)
         targets = [lesson["target"].long()]
         if len(taught) > 1:
             targets = [torch.full_like(targets[0], each) for each in range(len(taught))]
@@ -111,7 +112,7 @@ class Reasons(Objective):
         return torch.stack(losses).mean(0)
 
 
-def _width_of(student: nn.Module) -> int:
+def hidden_width(student: nn.Module) -> int:
     """Of its last hidden states, which no two kinds of settings call alike."""
     ids_BT = torch.zeros(1, 8, dtype=torch.long, device=next(student.parameters()).device)
     with frozen(student), torch.no_grad():

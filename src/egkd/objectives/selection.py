@@ -4,7 +4,7 @@ Shapes: B batch, U units, C classes.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from egkd.explain.selectors import Selector, SelectorSettings
 from egkd.models import Need, Seen, log_odds, observe
 from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher, cut
 from egkd.objectives.perturbation import Distance, outputs_distance, teacher_scale
+from egkd.objectives.reasons import hidden_width
 from egkd.objectives.schedule import Schedule
 from egkd.text import Batch, Operator, perturb, visible_units, width
 
@@ -103,8 +104,7 @@ class SelectionGuide(Objective):
 
     def head(self, student: nn.Module, lesson: Lesson) -> nn.Module | None:
         """One score for each word, where it is asked for."""
-        config: Any = student.config
-        return WordHead(config.hidden_size, 1) if self.token_head > 0 else None
+        return WordHead(hidden_width(student), 1) if self.token_head > 0 else None
 
     def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
         """The rationale alone, and the text without it."""
