@@ -96,7 +96,8 @@ def refused(egkd: Any, shop: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 DATA = ["--train", "train.csv", "--eval", "dev.csv"]
 TEACHER = ["--teacher", "teacher"]
-GOOD = [*TEACHER, *DATA, "--student", "layers:2", "--max-length", "32", "--set", "train.use_cpu=true"]
+REST = [*DATA, "--student", "layers:2", "--max-length", "32", "--set", "train.use_cpu=true"]
+GOOD = [*TEACHER, *REST]
 
 
 def given(*settings: str) -> list[str]:
@@ -118,31 +119,31 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "not in the GLUE folder": ([*TEACHER, "--task", "sst2", "--glue-dir", "mine"], ["no folder SST-2", "check --glue-dir"]),
     "limit of nothing": ([*GOOD, "--train-limit", "0"], ["data.train_limit", "found 0"]),
     # models
-    "labels unknown": ([*GOOD, "--teacher", "pets"], ["knows the labels cat, dog", "has negative, positive", "rename 'cat'"]),
-    "label count": ([*GOOD, "--teacher", "three"], ["predicts 3 labels", "needs 2 (negative, positive)", "another teacher"]),
+    "labels unknown": ([*REST, "--teacher", "pets"], ["knows the labels cat, dog", "has negative, positive", "rename 'cat'"]),
+    "label count": ([*REST, "--teacher", "three"], ["predicts 3 labels", "needs 2 (negative, positive)", "another teacher"]),
     "scores for a classifier": ([*TEACHER, "--train", "scores.csv"], ["predicts 2 labels", "needs 1 (regression)"]),
-    "no trained head": ([*GOOD, "--teacher", "headless"], ["headless is not fine-tuned", "init headless"]),
-    "broken teacher": ([*GOOD, "--teacher", "broken"], ["cannot load broken", "give a model folder"]),
+    "no trained head": ([*REST, "--teacher", "headless"], ["headless is not fine-tuned", "init headless"]),
+    "broken teacher": ([*REST, "--teacher", "broken"], ["cannot load broken", "give a model folder"]),
     "broken student": ([*GOOD, "--student", "broken"], ["cannot load broken", "give a model folder"]),
     "broken encoder": (["--teacher-init", "broken", *DATA, "--max-length", "32"], ["cannot load broken"]),
     "broken encoder, other student": (
         ["--teacher-init", "broken", "--student", "teacher", *DATA, "--max-length", "32"],
         ["cannot load broken", "give a model folder"],
     ),
-    "slow teacher": ([*GOOD, "--teacher", "slow", "--student", "teacher"], ["slow", "tokenizer.json"]),
+    "slow teacher": ([*REST, "--teacher", "slow", "--student", "teacher"], ["slow", "tokenizer.json"]),
     "slow student": ([*GOOD, "--student", "slow"], ["slow", "tokenizer.json"]),
-    "no teacher there": ([*GOOD, "--teacher", "./nowhere"], ["./nowhere does not exist", "model folder or a hub id"]),
-    "no teacher on the hub": ([*GOOD, "--teacher", "nobody/nothing"], ["nobody/nothing", "model folder or a hub id"]),
+    "no teacher there": ([*REST, "--teacher", "./nowhere"], ["./nowhere does not exist", "model folder or a hub id"]),
+    "no teacher on the hub": ([*REST, "--teacher", "nobody/nothing"], ["nobody/nothing", "model folder or a hub id"]),
     "no student there": ([*GOOD, "--student", "./nowhere"], ["./nowhere does not exist"]),
     "no such layer": ([*GOOD, "--student", "layers:0,3"], ["asks for layer 3", "has layers 0 to 2"]),
     "too many layers": ([*GOOD, "--student", "layers:4"], ["asks for 4 layers", "the teacher has 3"]),
     "no layers": ([*GOOD, "--student", "layers:x"], ["names no layers", "layers:0,2,4"]),
-    "shared layers": ([*GOOD, "--teacher", "albert"], ["no one list of 3 layers", "name a student by its path"]),
+    "shared layers": ([*REST, "--teacher", "albert"], ["no one list of 3 layers", "name a student by its path"]),
     "text too long": ([*GOOD, "--max-length", "200"], ["max_length is 200", "64 tokens at most", "--max-length 64"]),
     "both teachers": ([*GOOD, "--teacher-init", "teacher"], ["found both", "--teacher-init"]),
     "no teacher": (DATA, ["found neither", "--teacher-init"]),
-    "no mask token": ([*GOOD, "--teacher", "maskless", "--guide", "perturbation"], ["operator", "no mask token", "attention"]),
-    "no mask token for reasons": ([*GOOD, "--teacher", "maskless", "--reasons"], ["reasons.options.operator", "no mask token"]),
+    "no mask token": ([*REST, "--teacher", "maskless", "--guide", "perturbation"], ["operator", "no mask token", "attention"]),
+    "no mask token for reasons": ([*REST, "--teacher", "maskless", "--reasons"], ["reasons.options.operator", "no mask token"]),
     # settings
     "unknown setting": (given("objectivs.x=1"), ["unknown setting 'objectivs'", "did you mean 'objectives'?"]),
     "unknown data setting": (given("data.trian=1"), ["unknown setting 'data.trian'", "did you mean 'train'?"]),
