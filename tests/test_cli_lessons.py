@@ -219,6 +219,7 @@ def test_prune_leaves_what_is_being_built(kept: Path, egkd: Any) -> None:
     [
         (FLAGS, ["no folder for lessons", "--lessons", "--out"]),
         (["--train", "train.csv", "--lessons", "l", "--set", "teacher_init=teacher"], ["expected teacher", "egkd teach"]),
+        ([*FLAGS, "--lessons", "l", "--set", "objectives.soft-labels.weight=0"], ["nothing to build"]),
         ([*FLAGS, "--lessons", "train.csv/x"], ["cannot write to train.csv/x", "--lessons"]),
         ([*FLAGS, "--lessons", "l", "--max-length", "65"], ["max_length is 65"]),
         ([*FLAGS, "--lessons", "l", "--set", "objectives.gradiant.weight=1"], ["did you mean 'gradient'"]),

@@ -100,9 +100,9 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         tell(note)
     check_between(config, objectives, data.task)
     if config.teacher:
-        data = _in_teachers_order(config.teacher, data, config.trust_remote_code)
+        data = in_teachers_order(config.teacher, data, config.trust_remote_code)
     for other in config.more_teachers:
-        _in_datas_order(other, data.task, config.trust_remote_code)
+        in_datas_order(other, data.task, config.trust_remote_code)
     for each in (arguments, teaching):
         choose_best_by(each, data)
     rehearse(config, source, objectives, data)
@@ -149,7 +149,7 @@ def _claimed(config: RunConfig, out: Path, tell: Tell) -> None:
     describe_environment(out, config.seed)
 
 
-def _in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> TaskData:
+def in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> TaskData:
     """The data with its labels in the order of the teacher's, by their names. Raises ValueError where they cannot fit."""
     model = load_classifier(source, data.task, trust_remote_code=trust_remote_code)
     order = label_order(model, data.task, source)
@@ -169,7 +169,7 @@ def _in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> 
     )
 
 
-def _in_datas_order(source: str, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
+def in_datas_order(source: str, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
     """A teacher with its labels in the data's order. Raises ValueError where they cannot fit."""
     model = load_classifier(source, task, trust_remote_code=trust_remote_code)
     return in_order(model, label_order(model, task, source))
@@ -251,7 +251,7 @@ def _learned(
     trainer = DistillationTrainer(
         model,
         arguments,
-        teacher=[_in_datas_order(source, data.task, config.trust_remote_code) for source in (teacher, *config.more_teachers)],
+        teacher=[in_datas_order(source, data.task, config.trust_remote_code) for source in (teacher, *config.more_teachers)],
         objectives=objectives,
         train_dataset=data.train,
         eval_dataset=data.evals,
@@ -324,7 +324,7 @@ def _compared(
         voters = [who["teacher"]] + [
             Classifier(
                 name=source,
-                model=_in_datas_order(source, data.task, trust),
+                model=in_datas_order(source, data.task, trust),
                 tokenizer=load_tokenizer(source, trust_remote_code=trust),
             )
             for source in config.more_teachers

@@ -10,7 +10,7 @@ A bank of masks is drawn from the tokens that its teacher reads, so teachers wit
 perturbed copies. That is right for each; the price is `masks_per_step` student passes per teacher.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,9 @@ def teach_all(
     device: torch.device,
     max_length: int,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, Lessons]:
-    """The lessons of all `objectives` (see `asked_of`), by their keys.
+    """The lessons of all `objectives` (see `asked_of`), by their keys; `tell` hears how large those will be that are missing.
 
     `dataset` holds the raw texts, `encoded` the same as the student's `tokenizer` cuts them. Raises ValueError.
     """
@@ -116,7 +117,7 @@ def teach_all(
         check_tokens(own, theirs, tokenizer)
         read = encoded if theirs is tokenizer else encode_dataset(dataset, theirs, max_length)
         model = voice.load().to(device)
-        lessons = build_lessons(own, model, theirs, read, root, max_length=max_length, progress=progress)
+        lessons = build_lessons(own, model, theirs, read, root, max_length=max_length, progress=progress, tell=tell)
         found |= {objective.key: lessons[objective.name] for objective in own}
     return found
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +23,12 @@ Folder = Annotated[Path, typer.Argument(help="Folder that holds lessons, like ru
 @app.command()
 def build(
     settings: o.Settings = None,
-    teacher: Annotated[str | None, typer.Option(help="Fine-tuned classifier: local folder or hub id.")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Fine-tuned classifier: local folder or hub id. Repeatable: several teach.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="As for distill; what is taught of layers depends on how many it has (layers:3).")
+    ] = None,
     guide: Annotated[
         list[Guide] | None,
         typer.Option(help="Explanations to teach beside answers. Repeatable. [default: none]", show_default=False),
@@ -33,6 +38,7 @@ def build(
     task: o.Task = None,
     glue_dir: o.GlueDir = None,
     train: o.Train = None,
+    eval: o.Eval = None,  # noqa: A002
     text: o.Text = None,
     text_pair: o.TextPair = None,
     label: o.Label = None,
@@ -52,9 +58,10 @@ def build(
     from egkd.config import resolve
 
     flags = {
-        "teacher": teacher,
+        "teacher": teacher or None,
+        "student": student,
         "preset": preset,
-        "data": o.data_settings(task, glue_dir, train, None, text, text_pair, label, train_limit, None),
+        "data": o.data_settings(task, glue_dir, train, eval, text, text_pair, label, train_limit, None),
         "max_length": max_length,
         "lessons": lessons,
         "trust_remote_code": trust_remote_code,
@@ -63,42 +70,18 @@ def build(
     root = config.lessons or (out.parent / "lessons" if out else None)
     if root is None:
         raise ValueError("no folder for lessons; name it with --lessons, or the run they are for with --out")
-    if config.teacher is None:
-        raise ValueError("found teacher_init, expected teacher: a fine-tuned one (--teacher); egkd teach makes it")
     from functools import partial
 
     from rich.console import Console
 
-    from egkd import lessons as store
-    from egkd.checks import check_length, objectives_of, training_arguments
     from egkd.cli.progress import bars, calm
-    from egkd.pipeline import load_data
-    from egkd.predict import encode_dataset
-    from egkd.runs import check_writable
-    from egkd.students import load_classifier, load_tokenizer
+    from egkd.lecture import lecture
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     calm()
-    objectives = objectives_of(config)
-    arguments = training_arguments(config.train_arguments, root, "train")
-    check_writable(root, "--lessons")
-    data = load_data(config.data)
-    tokenizer = load_tokenizer(config.teacher, trust_remote_code=config.trust_remote_code)
-    check_length(config, config.teacher, tokenizer)
-    model: Any = load_classifier(config.teacher, data.task, trust_remote_code=config.trust_remote_code)
-    with arguments.main_process_first(desc="tokenise"):
-        encoded = encode_dataset(data.train, tokenizer, config.max_length)
     with bars(console) as progress:
-        built = store.build_lessons(
-            objectives,
-            model.to(arguments.device),
-            tokenizer,
-            encoded,
-            root,
-            max_length=config.max_length,
-            progress=partial(progress, "lessons"),
-            tell=partial(console.print, markup=False, highlight=False),
-        )
+        tell = partial(console.print, markup=False, highlight=False)
+        built = lecture(config, root, tell=tell, progress=partial(progress, "lessons"))
     for one in built.values():
         console.print(f"lessons: {one.folder}", markup=False, highlight=False)
 
