@@ -223,8 +223,14 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_students_with_random_weights_learn_faster() -> None:
+    base: dict[str, Any] = {"teacher": "t", "data": {"task": "sst2"}}
     rates = [
-        resolve({"teacher": "t", "student": student, "data": {"task": "sst2"}, "train": train}).train_arguments["learning_rate"]
-        for student, train in (("layers:3", {}), ("bilstm:hidden=20", {}), ("textcnn", {}), ("textcnn", {"learning_rate": 2e-5}))
+        resolve(base | {"student": student, "train": train}).train_arguments["learning_rate"]
+        for student, train in (
+            ("layers:3", {}),
+            ("bilstm:hidden=20", {}),
+            ("textcnn", {}),
+            ("textcnn", {"learning_rate": 2e-5}),
+        )
     ]
     assert rates == [1e-4, 1e-3, 1e-3, 2e-5]

@@ -57,7 +57,7 @@ def choose_texts(table: Table, *, text: str | None, text_pair: str | None) -> tu
 def _check_named(table: Table, named: Mapping[str, str | None]) -> None:
     for flag, name in named.items():
         if name is not None and name not in table.columns:
-            near = did_you_mean(name, table.columns, ', ')
+            near = did_you_mean(name, table.columns, ", ")
             raise ValueError(f"{flag} {name!r} is no column of {table.path}{near or ','} found {found(table)}")
     if named["--text"] is None and named["--text-pair"] is not None:
         raise ValueError(f"--text-pair {named['--text-pair']!r} needs --text beside it, one of {found(table)}")
@@ -94,7 +94,7 @@ def _only(table: Table, candidates: list[tuple[str, ...]], flag: str, known: lis
     if candidates:
         options = " or ".join(" + ".join(repr(name) for name in candidate) for candidate in candidates)
         raise ValueError(f"{table.path} has columns {found(table)}, the guess is ambiguous ({options}): choose with {flag}")
-    near = next(filter(None, (did_you_mean(each, table.columns, ', ') for each in known)), "")
+    near = next(filter(None, (did_you_mean(each, table.columns, ", ") for each in known)), "")
     raise ValueError(f"{table.path} has columns {found(table)}, none with a known name: choose with {flag}{near}")
 
 
