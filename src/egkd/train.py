@@ -108,6 +108,8 @@ class DistillationTrainer(Trainer):
         self.args = args = args or TrainingArguments(output_dir="distilled")
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
+        if args.ddp_broadcast_buffers is None:  # it waits for all processes at every pass, and they make now more, now fewer
+            args.ddp_broadcast_buffers = False
         voices = voices_of(teacher, teacher_processing_class, teacher_weights)
         self.objectives = asked_of(voices, self.objectives, model.config)
         self._differentiates_twice = any(objective.differentiates_twice for objective in self.objectives)
