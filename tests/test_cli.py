@@ -180,7 +180,6 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "settings are a list": (["list.yaml", *GOOD], ["list.yaml holds list", "expected settings"]),
     # what cannot work together
     "none and another": ([*GOOD, "--guide", "none", "--guide", "gradient"], ["--guide none", "--guide gradient"]),
-    "compiled gradients": ([*given("train.torch_compile=true"), "--guide", "gradient"], ["torch_compile", "gradient"]),
     "static graph": ([*given("train.ddp_static_graph=true"), "--guide", "gradient"], ["ddp_static_graph", "gradient"]),
     "reentrant checkpointing": (
         [
