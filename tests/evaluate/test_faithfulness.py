@@ -1,6 +1,7 @@
 """Faithfulness: figures worked out by hand on a model that adds up word weights, brute force and captum on real ones."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -349,3 +350,8 @@ def test_bad_settings_are_refused(adder, tokenizer):
             Probes(**bad)
     with pytest.raises(ValueError, match="no examples"):
         faithfulness([], adder(), tokenizer, [])
+
+
+def test_every_measure_is_told_on_its_page():
+    page = (Path(__file__).parents[2] / "docs" / "judging.md").read_text(encoding="utf-8")
+    assert [name for name in MEASURES if f"`{name.partition('@')[0]}`" not in page] == []

@@ -15,6 +15,7 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    GPT2Config,
     MPNetConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -85,6 +86,7 @@ _ARCHITECTURES: dict[str, tuple[type, dict[str, Any]]] = {
     "mpnet": (MPNetConfig, _SIZES),
     "deberta": (DebertaConfig, {**_SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "deberta-v2": (DebertaV2Config, {**_SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "gpt2": (GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 32}),  # a decoder, read at its last token
 }
 
 
@@ -94,7 +96,7 @@ def any_model(
 ) -> tuple[Callable[[int], PreTrainedModel], PreTrainedTokenizerBase]:
     """How to build a tiny random model of one architecture with so many classes, and its tokenizer."""
     config_class, sizes = _ARCHITECTURES[request.param]
-    own_tokenizer = bpe_tokenizer if request.param in ("roberta", "mpnet") else tokenizer
+    own_tokenizer = bpe_tokenizer if request.param in ("roberta", "mpnet", "gpt2") else tokenizer
 
     def build(num_labels: int) -> PreTrainedModel:
         config = config_class(

@@ -16,6 +16,7 @@ from egkd.explain import (
     Saliency,
     ShapleySampling,
     SmoothGrad,
+    SufficientSubset,
     iter_scored,
     score_dataset,
 )
@@ -111,11 +112,11 @@ def test_seeds_count_and_every_text_has_its_own(explainer, tiny_bert, tokenizer,
     assert example_seed(1, bare) != example_seed(1, {"input_ids": [0]})
 
 
-@pytest.mark.parametrize("explainer", SMALL, ids=repr)
+@pytest.mark.parametrize("explainer", [*SMALL, SufficientSubset(steps=2)], ids=repr)
 def test_every_architecture_alone_in_pairs_many_classes_and_regression(explainer, any_model, rows_of, texts, pairs):
     build, tokenizer = any_model
-    for num_labels, second in ((1, None), (2, pairs[1:]), (4, None)):
-        rows = rows_of(tokenizer, texts[1:], second)
+    for num_labels, second in ((1, None), (1, pairs[2:4]), (2, pairs[2:4]), (3, None), (3, pairs[2:4])):
+        rows = rows_of(tokenizer, texts[2:4], second)
         model = build(num_labels)
         for row, scored in zip(rows, score_dataset(explainer, model, tokenizer, rows), strict=True):
             assert scored.scores_U.shape == (row["n_units"],)

@@ -98,7 +98,8 @@ _CAUTION = """Before scores are relied on, see what they are worth: `egkd explai
 when the words they point at are taken away, beside the same scores in random order. A method that cannot beat its own floor
 says nothing about this model. Methods answer different questions, so they may disagree and both be right: taking a word
 away by a mask token is another question than letting its vector shrink, and a doubled word is unimportant to `occlusion`
-while either copy is there.
+while either copy is there. [Judging explanations](judging.md) has all measures, and
+[how fast explanations are](explain-benchmark.md) the benchmark.
 
 Scores that sample come with standard errors. Two words whose scores differ by less than those are not ordered; raise
 `n_samples`. The seed of each text comes from the text itself: the same seed gives the same scores in any batch and order.
