@@ -53,7 +53,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    n_short, n_long, samples, turns = (2, 0, 16, 1) if arguments.quick else (32, 4, 200, 5)
+    n_short, n_long, samples, turns = (2, 0, 16, 1) if arguments.quick else (12, 1, 100, 3)
     settings = load_settings(arguments.model, arguments.glue_dir, n_short, n_long)
     console = Console(width=160)
     if arguments.profile:
