@@ -101,7 +101,7 @@ class GradientGuide(Objective):
 
     weight: float = Field(default=0.5, ge=0)
     """Factor of this objective's loss in the sum."""
-    schedule: Schedule = Schedule(every=4)
+    schedule: Schedule = Schedule(every=5)
     """When it is paid for: at which steps, for which examples."""
     strategy: Literal["exact", "finite-difference", "projection"] = "exact"
     """How the derivative of an explanation is taken."""
