@@ -66,7 +66,8 @@ class Judge:
         return self._explain(self.setting.teacher)
 
     def _load(self, source: str) -> tuple[Any, Any]:
-        return load_classifier(source, self.task).to(self.setting.device), load_tokenizer(source)
+        model: Any = load_classifier(source, self.task)
+        return model.to(self.setting.device), load_tokenizer(source)
 
     def _explain(self, source: str) -> dict[str, list[np.ndarray]]:
         model, tokenizer = self._load(source)

@@ -3,7 +3,6 @@
 Shapes: B batch, T tokens, C classes.
 """
 
-import gc
 import math
 import tempfile
 import time
@@ -140,7 +139,8 @@ class Work:
 
     def teacher(self) -> Any:
         """The teacher, where it computes."""
-        return load_classifier(self.setting.teacher, self.setting.examples.task).to(self.setting.device)
+        model: Any = load_classifier(self.setting.teacher, self.setting.examples.task)
+        return model.to(self.setting.device)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -192,7 +192,6 @@ def with_trainer(work: Work, strategy: Strategy, watch: Watch) -> None:
         for theirs in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(theirs)
         trainer.order = work.order
-        gc.collect()
         trainer.train()
 
 
@@ -200,7 +199,8 @@ def bare(work: Work, loop: Loop, watch: Watch) -> None:
     """Train a student by a loop as people write it, with the optimiser, schedule and clipping that `Trainer` has."""
     setting, device, size = work.setting, work.setting.device, work.setting.batch
     torch.manual_seed(0)
-    student = build_student(setting.student, setting.teacher, setting.examples.task)[0].to(device).train()
+    student: Any = build_student(setting.student, setting.teacher, setting.examples.task, max_length=setting.max_length)[0]
+    student.to(device).train()
     rows, theirs = ([data[place] for place in work.order] for data in (work.rows, work.teacher_rows))
     cached_NC = work.logits[work.order] if loop == "cached logits" else torch.empty(0)
     teacher = None if loop == "cached logits" else work.teacher().eval()
@@ -240,24 +240,26 @@ def soft_loss(logits_BC: Tensor, taught_BC: Tensor) -> Tensor:
 def ad_kd_loss(student: Any, teacher: Any, inputs: dict[str, Tensor], labels_B: Tensor) -> Tensor:
     """AD-KD's three losses in one, with what its scripts set for SST-2; classifiers of one vocabulary (Wu et al. 2023)."""
     asked = inputs | {"output_hidden_states": True}
+    taught = teacher(**asked)
     with double_backward():
-        seen, taught = student(**asked), teacher(**asked)
-        soft = -(taught.logits.detach() / 2).softmax(1) * (seen.logits / 2).log_softmax(1)
-        label = F.cross_entropy(seen.logits, labels_B)
-        return 0.2 * label + 0.8 * soft.sum(1).mean() + attribution_loss(seen, taught, labels_B)
+        seen = student(**asked)
+    soft = -(taught.logits.detach() / 2).softmax(1) * (seen.logits / 2).log_softmax(1)
+    label = F.cross_entropy(seen.logits, labels_B)
+    return 0.2 * label + 0.8 * soft.sum(1).mean() + attribution_loss(seen, taught, labels_B)
 
 
 def attribution_loss(seen: Any, taught: Any, labels_B: Tensor) -> Tensor:
     """The squared distance of both models' input x gradient, of the gold label's loss or (three classes and more) of every
     class, by token and normalised, over the number of tokens."""
     n_classes, total = seen.logits.shape[1], seen.logits.new_zeros(())
-    for view in range(n_classes) if n_classes > 2 else [None]:
+    views = list(range(n_classes)) if n_classes > 2 else [None]
+    for view in views:
         scores = []
         for out, twice in ((taught, False), (seen, True)):
             wanted_B = labels_B if view is None else torch.full_like(labels_B, view)
-            (gradient_BTD,) = torch.autograd.grad(
-                F.cross_entropy(out.logits, wanted_B), out.hidden_states[0], create_graph=twice, retain_graph=True
-            )
+            loss = F.cross_entropy(out.logits, wanted_B)
+            again = twice or view != views[-1]  # who looks at the teacher last throws its graph away
+            (gradient_BTD,) = torch.autograd.grad(loss, out.hidden_states[0], create_graph=twice, retain_graph=again)
             embeddings_BTD = out.hidden_states[0] if twice else out.hidden_states[0].detach()
             scores.append(F.normalize((gradient_BTD * embeddings_BTD).norm(dim=2), dim=1))
         total = total + F.mse_loss(scores[1], scores[0], reduction="sum") / (scores[0] != 0).sum()

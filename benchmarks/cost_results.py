@@ -1,5 +1,6 @@
 """What `cost.py` writes: rows of figures from the files of both halves, and a page of them."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,12 +49,12 @@ def rows_of(
 
 
 def _cost(lines: Sequence[Mapping[str, float]], key: str, plain: str, peaks: Mapping[str, float]) -> Row:
-    """Medians over rounds, ratios to medians of the same rounds."""
+    """Medians over rounds; ratios within a round, whose contestants ran close together, and their median."""
     seconds = median_seconds(lines, key)
 
     def ratio(beside: str) -> float | None:
-        theirs = median_seconds(lines, key, beside)
-        return None if seconds is None or theirs is None else seconds / theirs
+        values = [line[key] / line[beside] for line in lines if key in line and beside in line]
+        return statistics.median(values) if values else None
 
     return {
         "seconds_per_1000": seconds,

@@ -61,6 +61,8 @@ class Setting:
     device: str = "cpu"
     bf16: bool = False
     max_length: int = 128
+    keys: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Those that are known, see `key`."""
 
     def config(self, strategy: Strategy, seed: int = 0) -> RunConfig:
         """The run of one cell."""
@@ -91,6 +93,12 @@ class Setting:
     def key(self, strategy: Strategy) -> str:
         """A name that says all that shapes the student but the seed: two rows of equal settings are one, and results of
         other settings (a default may change) are never taken for these."""
+        settings = json.dumps([strategy.preset, strategy.objectives], sort_keys=True)
+        if settings not in self.keys:
+            self.keys[settings] = self._key(strategy)
+        return self.keys[settings]
+
+    def _key(self, strategy: Strategy) -> str:
         config = self.config(strategy)
         objectives = {objective.name: objective.model_dump(mode="json") for objective in objectives_of(config)}
         said = config.model_dump(mode="json", exclude={"preset", "objectives", "lessons", "seed", "evaluate"})

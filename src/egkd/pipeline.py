@@ -265,6 +265,7 @@ def _learned(
         compute_metrics=_metrics(data.task),
         callbacks=[JsonlLog(out / "log.jsonl")],
         progress=None if progress is None else partial(progress, "lessons"),
+        tell=tell,
     )
     lessons_seconds = time.perf_counter() - started
     tell(f"the student learns {', '.join(dict.fromkeys(objective.name for objective in trainer.objectives))}")

@@ -83,6 +83,7 @@ class DistillationTrainer(Trainer):
         compute_metrics: Metrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
         progress: Progress | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         """Encode the data, build or open the lessons, then set up a Trainer.
 
@@ -102,6 +103,7 @@ class DistillationTrainer(Trainer):
             compute_metrics: as for any Trainer.
             callbacks: as for any Trainer.
             progress: told how far building lessons is.
+            tell: hears, in a line for people, how large lessons will be that are still to be built.
 
         Raises ValueError for settings that cannot work together, StaleLessons for lessons made from something else.
         """
@@ -127,6 +129,7 @@ class DistillationTrainer(Trainer):
                     device=args.device,
                     max_length=max_length,
                     progress=progress,
+                    tell=tell,
                 )
             train_dataset = encoded.add_column("idx", np.arange(len(encoded)))
         if isinstance(eval_dataset, dict):
@@ -261,12 +264,11 @@ def _strongest(objectives: Sequence[Objective], lessons: Mapping[str, Lessons]) 
         schedule = objective.schedule
         if schedule.choose == "strong" and schedule.share < 1:
             store = lessons.get(objective.key)
-            if store is None or "strength" not in store.read([0]):
+            if store is None or "strength" not in store.fields:
                 raise ValueError(
                     f"objectives.{objective.name}.schedule.choose: it cannot tell strong explanations; use 'random'"
                 )
-            parts = [store.read(range(i, min(i + 4096, len(store))))["strength"] for i in range(0, len(store), 4096)]
-            chosen[objective.key] = schedule.strongest(torch.cat(parts))
+            chosen[objective.key] = schedule.strongest(store.read(range(len(store)), fields=["strength"])["strength"])
     return chosen
 
 

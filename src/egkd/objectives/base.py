@@ -111,8 +111,8 @@ class Objective(BaseModel, ABC):
     def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Any:
         """What has to be done once before the first batch is taught (training a selector): it arrives as `teacher.prepared`.
 
-        `dataset` is encoded, `folder` is the lesson's own and may keep files, `progress` is told of long work. Nothing by
-        default.
+        `dataset` is encoded, `folder` is the lesson's own, `progress` is told of long work. It is called in every process,
+        in the first before the others, so what takes long has to be kept in `folder`. Nothing by default.
         """
         return None
 
@@ -151,9 +151,9 @@ class Objective(BaseModel, ABC):
 
 def cut(values_BU: Tensor, batch: Batch) -> list[Any]:
     """Rows cut to each example's own number of units (at least 1), as a lesson stores them. Units come last."""
-    return [row[..., : max(n, 1)].cpu() for row, n in zip(values_BU.detach(), batch["n_units"].tolist(), strict=True)]
+    return [row[..., : max(n, 1)] for row, n in zip(values_BU.detach().cpu(), batch["n_units"].tolist(), strict=True)]
 
 
 def cut_tokens(values_BT: Tensor, batch: Batch) -> list[Any]:
     """Rows cut to each example's own number of tokens, special ones included. Tokens come first after B."""
-    return [row[:n].cpu() for row, n in zip(values_BT.detach(), batch["attention_mask"].sum(1).tolist(), strict=True)]
+    return [row[:n] for row, n in zip(values_BT.detach().cpu(), batch["attention_mask"].sum(1).tolist(), strict=True)]

@@ -67,7 +67,7 @@ class SelectionGuide(Objective):
     ) -> tuple[Selector, float]:
         """The trained selector, kept in the lesson's folder, and the teacher's scale."""
         kept = folder / "selector"
-        if kept.exists():
+        if (kept / "selector.json").exists():  # written last
             selector = Selector.load(kept)
         else:
             settings = SelectorSettings(kind=self.selector, rate=self.rate)
