@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from egkd.attention import eager_attention, projecting_layers
-from egkd.heads import HEADS
+from egkd.heads import HEADS, tie_heads
 from egkd.lessons import stack
 from egkd.models import Seen, frozen, observe
 from egkd.objectives import (
@@ -319,20 +319,22 @@ def test_a_head_whose_turn_it_is_not_still_gets_a_gradient(
     batch = collate(list(encode_dataset(tiny_data.select(range(4)), tokenizer)), tokenizer.pad_token_id)
     rests = HiddenStates(schedule=Schedule(start=10)).between(teacher.config, student.config)
     lessons = {rests.name: taught(rests, teacher, batch, tokenizer)}
-    heads = {rests.name: rests.head(student, lessons[rests.name])}
+    heads = nn.ModuleDict({rests.name: rests.head(student, lessons[rests.name])})
+    student.add_module(HEADS, heads)  # as the trainer does
+    tie_heads(student)
     terms, _ = learn(
-        student,
+        student.train(),
         [Labels(), rests],
         batch,
         lessons,
         moment,
         steps=20,
         pad_token_id=0,
-        heads=heads,  # type: ignore[arg-type]
+        heads=dict(heads.items()),
     )
     assert terms[rests.name] == 0
     torch.stack(list(terms.values())).sum().backward()
-    gradients = [parameter.grad for parameter in heads[rests.name].parameters()]  # type: ignore[union-attr]
+    gradients = [parameter.grad for parameter in heads[rests.name].parameters()]
     assert [gradient is not None and not gradient.any() for gradient in gradients] == [True] * 3
 
 

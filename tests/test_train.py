@@ -120,6 +120,12 @@ def test_a_guide_alone_teaches(run: Any, guide: Objective) -> None:
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
+def test_a_guide_alone_may_take_turns(run: Any) -> None:
+    """Steps on which it is not paid for change nothing, and do not fail."""
+    trainer = run([GradientGuide(schedule=Schedule(every=3))], optim="sgd")
+    assert [line["loss"] > 0 for line in trainer.state.log_history if "loss" in line] == [True, False, False, True]
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(run: Any, tmp_path: Path) -> None:
     objectives = [Labels(), SoftLabels(), PerturbationGuide(masks=3)]
     whole = run(objectives, max_steps=6, dropout=0.1)
