@@ -3,9 +3,9 @@
     python benchmarks/students.py --glue-dir glue --teacher-init gte-small --out runs/students
 
 Fine-tunes one teacher per task, distils every student with every method and seed through `egkd.pipeline.distill` (finished runs
-are kept, killed ones resumed), and writes `students.json`, `students.md` (a table per task, mean ± standard deviation over
-seeds) and `students.svg` (score against parameters and against latency). `--quick` does all of it in a minute or two with tiny
-random models on made-up sentences, to see that it works; its figures mean nothing.
+are kept, killed ones resumed), times all students beside their teacher in turns, and writes `students.json`, `students.md` (a
+table per task, mean ± standard deviation over seeds) and `students.svg` (score against parameters and against latency).
+`--quick` does all of it in a minute or two with tiny random models on made-up sentences; its figures mean nothing.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from egkd import pipeline
 from egkd.config import RunConfig, resolve
+from egkd.evaluate.speed import latency
 from egkd.runs import read_json, write_json, write_text
+from egkd.students import load_classifier, load_tokenizer
 from egkd.students.vectors import word_tokenizer
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -34,7 +36,6 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "selection": {"selection": {}},
 }
 """What each method learns beside gold and soft labels, with the defaults of `egkd distill`."""
-WORDS = ("bilstm", "textcnn")  # begin with random weights, and want larger steps
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "score": (),  # the task's own first metric on its first evaluation set
@@ -44,7 +45,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "parameters": ("parameters",),
     "bytes": ("bytes",),
     "ms, batch 1": ("latency", "1", "ms_per_example"),
-    "ms, batch 32": ("latency", "32", "ms_per_example"),
+    "ms, batch 32": ("latency", "32", "ms_per_example"),  # of the last measurement, all models in turns
 }
 MILLIONS = ("parameters", "bytes")
 
@@ -65,12 +66,12 @@ class Cell:
 
 def config_of(options: argparse.Namespace, task: str, student: str, method: str, seed: int, teacher: str | None) -> RunConfig:
     """The run of one cell and seed (or of the task's teacher, where `teacher` is None)."""
-    rate = {"learning_rate": options.word_learning_rate} if student.startswith(WORDS) else {}
     train = {"num_train_epochs": options.epochs, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 50}
     settings: dict[str, Any] = {
         "student": student,
         "data": {"task": task, "glue_dir": options.glue_dir, "train_limit": options.train_limit},
-        "train": train | rate,
+        "train": train,
+        "evaluate": {"explained": options.explained},
         "seed": seed,
         "lessons": options.out / task / "lessons",
         "objectives": METHODS[method],
@@ -94,7 +95,7 @@ def run_all(options: argparse.Namespace) -> dict[Cell, dict[int, dict[str, Any]]
     """metrics.json of every cell, by seed; what is finished is only read."""
     found: dict[Cell, dict[int, dict[str, Any]]] = {}
     for task in options.tasks:
-        teacher = options.teacher
+        teacher = options.teacher.get(task)
         if teacher is None:
             first = config_of(options, task, options.students[0], "plain", 0, None)
             teacher = str(pipeline.teach(first, options.out / task / "teacher", tell=print))
@@ -106,6 +107,24 @@ def run_all(options: argparse.Namespace) -> dict[Cell, dict[int, dict[str, Any]]
                 pipeline.distill(config_of(options, task, student, method, seed, teacher), folder)
             found.setdefault(cell, {})[seed] = read_json(folder / "metrics.json")
     return found
+
+
+def time_all(options: argparse.Namespace, found: dict[Cell, dict[int, dict[str, Any]]]) -> None:
+    """Latency of one student of each kind and of its teacher, in turns, in place of what every run measured for itself."""
+    for task in options.tasks:
+        cells = {cell.student: (cell, next(iter(runs))) for cell, runs in reversed(found.items()) if cell.task == task}
+        teacher = options.teacher.get(task) or str(options.out / task / "teacher" / "teacher")
+        data = pipeline.load_data(config_of(options, task, options.students[0], "plain", 0, teacher).data)
+        rows = next(iter(data.evals.values())).select(range(8 if options.quick else 64))
+        sources = {"": teacher}
+        sources |= {student: str(cell.folder(options.out, seed) / "student") for student, (cell, seed) in cells.items()}
+        models = {name: (load_classifier(source, data.task), load_tokenizer(source)) for name, source in sources.items()}
+        pairs = rows["text_pair"] if "text_pair" in rows.column_names else None
+        taken = latency(models, rows["text"], pairs, repeats=1 if options.quick else 15)
+        for cell, runs in found.items():
+            if cell.task == task:
+                for metrics in runs.values():
+                    metrics["student"]["latency"], metrics["teacher"]["latency"] = taken[cell.student], taken[""]
 
 
 def figure(metrics: dict[str, Any], name: str, role: str = "student") -> float:
@@ -283,24 +302,28 @@ def main() -> None:
     )
     parser.add_argument("--methods", type=names, default=["plain", "perturbation"], help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--teacher", help="an already fine-tuned teacher, for one task, instead of --teacher-init")
+    parser.add_argument("--teacher", action="append", default=[], help="fine-tuned already: sst2=FOLDER, once per task")
     parser.add_argument("--teacher-init")
     parser.add_argument("--teacher-limit", type=int, default=8000)
     parser.add_argument("--teacher-epochs", type=float, default=2)
     parser.add_argument("--train-limit", type=int, default=5000)
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--word-learning-rate", type=float, default=1e-3, help="of BiLSTM and TextCNN")
+    parser.add_argument("--explained", type=int, default=200, help="evaluation rows on which explanations are compared")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--no-timing", action="store_true", help="keep the latencies that the runs measured one by one")
     options = parser.parse_args()
+    options.teacher = dict(part.split("=", 1) for part in options.teacher)
     if options.quick:
-        options.tasks, options.teacher, options.teacher_epochs = ["quick"], None, 1
+        options.tasks, options.teacher, options.teacher_epochs = ["quick"], {}, 1
         options.teacher_init = prepare_quick(options.out / "quick")
         options.students = ["layers:last:2", "layers:2,ffn=32", "bilstm:hidden=8,embed=16", "textcnn:filters=8,embed=16"]
         options.seeds = options.seeds[:2]
-    elif bool(options.teacher) == bool(options.teacher_init) or (options.teacher and len(options.tasks) > 1):
-        parser.error("give either --teacher-init, or --teacher and one task")
+    elif options.teacher_init is None and set(options.tasks) - set(options.teacher):
+        parser.error("give --teacher TASK=FOLDER for every task, or --teacher-init")
     found = run_all(options)
+    if not options.no_timing:
+        time_all(options, found)
     rows, known = gathered(found), teachers(found)
     settings = {name: str(value) for name, value in vars(options).items()}
     write_json(options.out / "students.json", {"settings": settings, "teachers": known, "students": rows})
