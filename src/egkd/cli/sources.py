@@ -84,8 +84,8 @@ class Source:
         return Dataset.from_dict(columns), marked
 
     def _evaluation_set(self, task: str) -> "Dataset":
-        from egkd.config import DataConfig
-        from egkd.pipeline import load_data
+        from egkd.config_data import DataConfig
+        from egkd.data.loading import load_data
 
         data = load_data(DataConfig(task=task, glue_dir=self.glue_dir))
         name, dataset = next(iter(data.evals.items()))

