@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -22,7 +23,8 @@ from egkd.objectives import OBJECTIVES, GradientGuide, Labels, SoftLabels
 pytestmark = pytest.mark.usefixtures("calm_libraries")
 ANSWERS = ["labels", "soft-labels"]
 GUIDES = ["gradient", "perturbation", "selection"]
-FILES = {"config.yaml", "environment.json", "log.jsonl", "metrics.json", "examples.json", "training.json", "report.html"}
+FILES = {"config.yaml", "environment.json", "log.jsonl", "training.json"}  # and what comparing leaves
+FILES |= {"metrics.json", "examples.json", "predictions.npz", "report.html"}
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +127,13 @@ def test_figures_are_those_of_the_models_themselves(distil: Any, shop: Path) -> 
     rows = [line.rsplit(",", 1) for line in (shop / "dev.csv").read_text().splitlines()[1:]]
     texts, labels = [text.strip('"') for text, _ in rows], [label for _, label in rows]
     answers = {}
+    kept = np.load(run / "predictions.npz", allow_pickle=False)
+    assert [("negative", "positive")[label] for label in kept["dev/labels"]] == labels
     for role, folder in (("teacher", shop / "teacher"), ("student", run / "student")):
         model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         with torch.no_grad():
             logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+        assert np.allclose(kept[f"dev/{role}"], torch.stack(logits), atol=1e-4)
         answers[role] = [model.config.id2label[int(logit.argmax())] for logit in logits]
         accuracy = sum(answer == label for answer, label in zip(answers[role], labels, strict=True)) / len(labels)
         assert read(run / "metrics.json")[role]["scores"]["dev"]["accuracy"] == pytest.approx(accuracy)

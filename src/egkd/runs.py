@@ -1,7 +1,8 @@
 """Run folders: one run each, that describes itself, can be resumed, and is never overwritten by another.
 
-A run folder holds `config.yaml`, `environment.json`, `log.jsonl`, `training.json`, `metrics.json`, `examples.json`, `student/`,
-`report.html`; where the run fine-tuned its teacher also `teacher/` and `teacher-log.jsonl`; while it trains `checkpoints/`.
+A run folder holds `config.yaml`, `environment.json`, `log.jsonl`, `training.json`, `metrics.json`, `examples.json`,
+`predictions.npz`, `student/`, `report.html`; where the run fine-tuned its teacher also `teacher/` and `teacher-log.jsonl`;
+while it trains `checkpoints/`.
 """
 
 import json
@@ -14,6 +15,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from egkd.config import RunConfig, read_yaml
 
@@ -71,6 +74,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; NaN becomes null."""
     write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name as one npz file, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    unfinished.replace(path)
 
 
 def read_json(path: Path) -> Any:

@@ -54,11 +54,13 @@ class Classifier:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` found: figures for `metrics.json` and example rows for `examples.json`."""
+    """What `compare` found: figures for `metrics.json`, example rows for `examples.json`, arrays for `predictions.npz`."""
 
     teacher: dict[str, Any]
     student: dict[str, Any]
     examples: list[dict[str, Any]]
+    predictions: dict[str, np.ndarray]
+    """`SET/teacher`, `SET/student`: logits [N, C]; `SET/labels` [N]."""
 
 
 def compare(
@@ -140,7 +142,9 @@ def compare(
             progress=partial(tell, "judge"),
         )
     examples = _examples(task, rows, teacher_NC, student_NC, scored, shown)
-    return Comparison(teacher=figures["teacher"], student=figures["student"], examples=examples)
+    predictions = {f"{name}/{role}": values_NC for role, by_set in logits.items() for name, values_NC in by_set.items()}
+    predictions |= {f"{name}/labels": np.asarray(rows["label"]) for name, rows in evals.items()}
+    return Comparison(teacher=figures["teacher"], student=figures["student"], examples=examples, predictions=predictions)
 
 
 def _explain_both(
