@@ -18,6 +18,7 @@ from egkd.config import RunConfig, check, near
 from egkd.data import Task, TaskData
 from egkd.objectives import OBJECTIVES, Objective, Reasons
 from egkd.objectives.internals import INSTEAD
+from egkd.objectives.predictions import check_labelled
 from egkd.students import build_student, load_encoder, load_tokenizer, parse_student
 from egkd.students.loading import loaded
 from egkd.teaching import check_tokens
@@ -107,6 +108,7 @@ def check_between(config: RunConfig, objectives: Sequence[Objective], task: Task
 def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], data: TaskData) -> None:
     """Load and build all that training will need, so that nothing can fail after hours. Raises ValueError."""
     trust = config.trust_remote_code
+    check_labelled(objectives, data.train)
     if config.teacher_init:
         load_encoder(source, data.task, trust_remote_code=trust)
     _, own = build_student(

@@ -150,6 +150,8 @@ class RunConfig(Section):
                 f"found {found}, expected either teacher (--teacher: fine-tuned) or "
                 "teacher_init (--teacher-init: an encoder to fine-tune first)"
             )
+        if self.teacher_init and not (self.data.task or self.data.train):
+            raise ValueError("found teacher_init and no labelled rows, expected data.train (--train) to fine-tune it on")
         return self
 
     @property

@@ -23,6 +23,8 @@ class DataConfig(Section):
     """CSV, TSV, JSONL or Parquet files to train on."""
     eval: tuple[Path, ...] = ()
     """Files to evaluate on; without any, a share of `train` is held out."""
+    unlabeled: tuple[Path, ...] = ()
+    """Files of texts without labels, also .txt with one per line, that a student learns from beside the labelled ones."""
     text: str | None = None
     """Column with the text; guessed where unambiguous."""
     text_pair: str | None = None
@@ -38,14 +40,15 @@ class DataConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Of those samples; apart from the run's own seed, so that runs with several seeds share rows and lessons."""
 
-    @field_validator("train", "eval", mode="before")
+    @field_validator("train", "eval", "unlabeled", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
-        if bool(self.task) == bool(self.train):
+        unlabeled_only = bool(self.unlabeled and self.eval and not self.task)
+        if bool(self.task) == bool(self.train) and not unlabeled_only:
             found = f"both task {self.task!r} and train files" if self.task else "neither"
             raise ValueError(f"found {found}, expected either a task (--task sst2) or files (--train FILE)")
         return self

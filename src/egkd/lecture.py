@@ -42,12 +42,12 @@ def lecture(
     teachers = [in_datas_order(source, data.task, trust) for source in config.teachers]
     student = parse_student(config.student).outline(config.teachers[0], trust_remote_code=trust)
     voices = voices_of(teachers, tokenizers, None)
-    encoded = encode_dataset(data.train, tokenizers[0], config.max_length)
+    encoded = encode_dataset(data.stream, tokenizers[0], config.max_length)
     asked = asked_of(voices, objectives, student.config)
     return teach_all(
         voices,
         asked,
-        data.train,
+        data.stream,
         encoded,
         tokenizers[0],
         root,

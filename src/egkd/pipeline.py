@@ -234,7 +234,7 @@ def _learned(
         arguments,
         teacher=[in_datas_order(source, data.task, config.trust_remote_code) for source in (teacher, *config.more_teachers)],
         objectives=objectives,
-        train_dataset=data.train,
+        train_dataset=data.stream,
         eval_dataset=data.evals,
         processing_class=tokenizer,
         teacher_processing_class=[
@@ -259,7 +259,7 @@ def _learned(
         "seconds": time.perf_counter() - started,
         "lessons_seconds": lessons_seconds,
         "steps": trainer.state.global_step,
-        "examples": len(data.train),
+        "examples": len(data.stream),
     }
     write_json(out / "training.json", training)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

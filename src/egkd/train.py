@@ -32,7 +32,7 @@ from egkd.heads import HEADS, tie_heads, without_heads
 from egkd.lessons import Lessons
 from egkd.models import double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
-from egkd.objectives.predictions import Labels, SoftLabels, label_loss
+from egkd.objectives.predictions import Labels, SoftLabels, check_labelled, label_loss
 from egkd.predict import encode_dataset
 from egkd.step import learn
 from egkd.teaching import Source, asked_of, teach_all, voices_of
@@ -93,7 +93,8 @@ class DistillationTrainer(Trainer):
             teacher: a fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built); or
                 several, with their classes in one order.
             objectives: what to match; gold labels and soft labels by default. Only those with lessons need a teacher.
-            train_dataset: columns `text`, perhaps `text_pair`, and `label`.
+            train_dataset: columns `text`, perhaps `text_pair`, and `label`: -100 (a score: NaN) in rows without one, from which
+                all objectives but gold labels learn too.
             eval_dataset: the same, one or several by name.
             processing_class: the student's tokenizer.
             teacher_processing_class: the teacher's, where it is another; of several teachers, theirs.
@@ -144,6 +145,7 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
+            check_labelled(self.objectives, train_dataset)
             data_collator=DistillationCollator(self._pad_token_id, lessons),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,

@@ -32,6 +32,7 @@ def distill(
     glue_dir: o.GlueDir = None,
     train: o.Train = None,
     eval: o.Eval = None,  # noqa: A002
+    unlabeled: o.Unlabeled = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
     label: o.Label = None,
@@ -65,7 +66,7 @@ def distill(
         "teacher_init": teacher_init,
         "student": student,
         "preset": preset,
-        "data": o.data_settings(task, glue_dir, train, eval, text, text_pair, label, train_limit, eval_limit),
+        "data": o.data_settings(task, glue_dir, train, eval, text, text_pair, label, train_limit, eval_limit, unlabeled),
         "train": {"num_train_epochs": epochs},
         "max_length": max_length,
         "seed": seed,

@@ -39,6 +39,7 @@ def build(
     glue_dir: o.GlueDir = None,
     train: o.Train = None,
     eval: o.Eval = None,  # noqa: A002
+    unlabeled: o.Unlabeled = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
     label: o.Label = None,
@@ -61,7 +62,7 @@ def build(
         "teacher": teacher or None,
         "student": student,
         "preset": preset,
-        "data": o.data_settings(task, glue_dir, train, eval, text, text_pair, label, train_limit, None),
+        "data": o.data_settings(task, glue_dir, train, eval, text, text_pair, label, train_limit, None, unlabeled),
         "max_length": max_length,
         "lessons": lessons,
         "trust_remote_code": trust_remote_code,

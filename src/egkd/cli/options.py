@@ -15,6 +15,9 @@ Task = Annotated[
 GlueDir = Annotated[Path | None, typer.Option(help="Folder with the GLUE files (SST-2/train.tsv); from the hub without it.")]
 Train = Annotated[list[Path] | None, typer.Option(help="Own data: CSV, TSV, JSONL or Parquet. Repeatable.")]
 Eval = Annotated[list[Path] | None, typer.Option(help="Own evaluation data; a tenth of --train is held out without it.")]
+Unlabeled = Annotated[
+    list[Path] | None, typer.Option(help="Texts without labels to learn from too; also .txt, one per line. Repeatable.")
+]
 Text = Annotated[str | None, typer.Option(help="Column with the text; guessed where unambiguous.")]
 TextPair = Annotated[str | None, typer.Option(help="Column with the second text of a pair.")]
 Label = Annotated[str | None, typer.Option(help="Column with the label or score.")]
@@ -38,6 +41,7 @@ def data_settings(
     label: str | None,
     train_limit: int | None,
     eval_limit: int | None,
+    unlabeled: list[Path] | None = None,
 ) -> dict[str, Any]:
     """The `data` section that the flags give."""
     return {
@@ -45,6 +49,7 @@ def data_settings(
         "glue_dir": glue_dir,
         "train": train or None,
         "eval": evaluation or None,
+        "unlabeled": unlabeled or None,
         "text": text,
         "text_pair": text_pair,
         "label": label,

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+NO_LABEL = -100
+"""The field's mark for a class that is not known; a score that is not known is NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,23 @@ class TaskData:
     """Evaluation sets by name ("dev"; MNLI has "dev_matched" and "dev_mismatched"); the first one is the headline."""
     notes: tuple[str, ...] = ()
     """What was decided for the user (guessed columns, rows dropped), to be printed."""
+    unlabeled: Dataset | None = None
+    """Texts that a student learns from without labels, in the text columns of `train`."""
+
+    @property
+    def stream(self) -> Dataset:
+        """All that a student learns from: `train`, then `unlabeled` with labels that mean none, -100 or NaN."""
+        if self.unlabeled is None:
+            return self.train
+        none = NO_LABEL if self.task.kind == "classification" else float("nan")
+        columns = {name: list(self.unlabeled[name]) for name in self.unlabeled.column_names}
+        rest = as_dataset(columns | {"label": [none] * len(self.unlabeled)}, self.task)
+        return concatenate_datasets([self.train, rest]) if len(self.train) else rest
+
+
+def has_label(label: float | None) -> bool:
+    """Whether this is a class or a score, not a mark for none."""
+    return label is not None and label == label and label != NO_LABEL  # NaN is unequal to itself
 
 
 def sample(dataset: Dataset, limit: int | None, seed: int) -> Dataset:

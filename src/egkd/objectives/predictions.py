@@ -3,18 +3,19 @@
 Shapes: B batch, C classes (1 for regression).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
+from datasets import Dataset
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from egkd.data import NO_LABEL, has_label
 from egkd.models import Seen
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher
 from egkd.text import Batch
-
-NO_LABEL = -100  # the field's mark for "not labelled"
 
 
 def logits_distance(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0) -> Tensor:
@@ -32,13 +33,21 @@ def logits_distance(student_BC: Tensor, teacher_BC: Tensor, temperature: float =
 def label_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Cross-entropy in nats, or squared error in regression (C = 1), float [B]; 0 where there is no label."""
     if logits_BC.shape[1] == 1:
-        known_B = ~torch.isnan(labels_B.float()) & (labels_B != NO_LABEL)
-        return torch.where(known_B, logits_BC.float()[:, 0] - labels_B.float().nan_to_num(), 0.0).square()
+        return torch.where(known_labels(labels_B), logits_BC.float()[:, 0] - labels_B.float().nan_to_num(), 0.0).square()
     return F.cross_entropy(logits_BC.float(), labels_B, reduction="none", ignore_index=NO_LABEL)
 
 
+def known_labels(labels_B: Tensor) -> Tensor:
+    """Bool [B]: the rows that have a label, which is neither -100 nor NaN."""
+    return ~torch.isnan(labels_B.float()) & (labels_B != NO_LABEL)
+
+
 class Labels(Objective):
-    """Gold labels: cross-entropy, or squared error in regression. Rows without a label cost nothing."""
+    """Gold labels: cross-entropy, or squared error in regression.
+
+    A row without a label (-100; NaN for a score) costs nothing and counts in the mean over the batch all the same. So what a
+    labelled row weighs against its own soft label does not depend on how many unlabelled ones there are beside it.
+    """
 
     name: ClassVar[str] = "labels"
     has_lesson: ClassVar[bool] = False
@@ -53,6 +62,16 @@ class Labels(Objective):
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """`-log p(label)`, or `(output - label)²`."""
         return label_loss(seen.logits_BC, batch["labels"])
+
+
+def check_labelled(objectives: Sequence[Objective], dataset: Dataset) -> None:
+    """Refuse to learn from gold labels where no row has one. Raises ValueError."""
+    asked = [objective for objective in objectives if isinstance(objective, Labels) and objective.weight > 0]
+    if asked and not ("label" in dataset.column_names and any(map(has_label, dataset["label"]))):
+        raise ValueError(
+            f"objectives.labels has weight {asked[0].weight:g} and no row to train on has a label; "
+            "give labelled rows, or set objectives.labels.weight to 0"
+        )
 
 
 class SoftLabels(Objective):

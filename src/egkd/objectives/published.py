@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from egkd.models import Need, Seen, double_backward
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut_tokens
 from egkd.objectives.gradient import gradient_of
-from egkd.objectives.predictions import label_loss
+from egkd.objectives.predictions import known_labels, label_loss
 from egkd.text import Batch
 
 _DISTANCES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth-l1": F.smooth_l1_loss}
@@ -41,7 +41,8 @@ class AttributionDistillation(Objective):
     distance "cross-entropy" and scale "one"; the preset "ad-kd" puts them together.
     Relations: `GradientGuide` explains words instead of tokens, so tokenizers may differ, and does not read gold labels.
     With one step and two classes this one reads them in vain: they change the sign and the size of f's gradient, which
-    norm and normalisation drop.
+    norm and normalisation drop. That is why a row without a label can be learnt from too: there f is -log of the largest
+    probability of whichever model is looked at, and in regression its output.
     """
 
     name: ClassVar[str] = "ad-kd"
@@ -105,7 +106,9 @@ def _views(logits_BC: Tensor, batch: Batch) -> list[Tensor]:
         return list((-logits_BC.log_softmax(1)).unbind(1))
     if "labels" not in batch:
         raise ValueError("ad-kd explains the loss of the gold label, the data has no labels; use gradient instead")
-    return [label_loss(logits_BC, batch["labels"])]
+    labels_B = batch["labels"]
+    own_B = logits_BC[:, 0] if logits_BC.shape[1] == 1 else -logits_BC.log_softmax(1).amax(1)
+    return [torch.where(known_labels(labels_B), label_loss(logits_BC, labels_B), own_B)]
 
 
 class GradientDistillation(Objective):

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from egkd.data import sample
+from egkd.data import has_label, sample
 from egkd.models import frozen, observe
 from egkd.objectives.predictions import label_loss
 from egkd.predict import encode_dataset
@@ -58,7 +58,7 @@ def check_thin(config: Any, *, ffn: int | None, heads: int | None) -> None:
 
 def labelled(examples: Dataset, limit: int, seed: int) -> Dataset:
     """At most `limit` of the rows that have a label, drawn from `seed`. Raises ValueError where none has."""
-    known = [row for row, label in enumerate(examples["label"]) if label is not None]
+    known = [row for row, label in enumerate(examples["label"]) if has_label(label)]
     if not known:
         raise ValueError("making layers thinner needs examples with labels, and no row has one; leave out ffn and heads")
     return sample(examples.select(known), limit, seed)
