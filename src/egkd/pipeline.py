@@ -39,6 +39,7 @@ from egkd.runs import (
     write_arrays,
     write_json,
 )
+from egkd.stopwatch import Stopwatch, seconds_at
 from egkd.students import (
     build_student,
     check_student,
@@ -67,7 +68,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     Raises ValueError for settings that cannot work, before any long work, and leaves what is there untouched.
     """
     objectives = objectives_of(config)
-    config = _resolved(config, objectives)
+    config = resolved(config, objectives)
     arguments = training_arguments(config.train_arguments, out / "checkpoints", "train")
     teaching = training_arguments(config.teach_arguments, out / "checkpoints", "teach")
     check_compatible([objective for objective in objectives if objective.weight > 0], arguments, has_teacher=True)
@@ -101,7 +102,7 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
     """
     if config.teacher_init is None:
         raise ValueError(f"found teacher {config.teacher}, expected teacher_init: the encoder to fine-tune (--init)")
-    init, config = config.teacher_init, _resolved(config, objectives_of(config))
+    init, config = config.teacher_init, resolved(config, objectives_of(config))
     arguments = training_arguments(config.teach_arguments, out, "teach")
     check_free(out, config)
     data = load_data(config.data)
@@ -114,7 +115,7 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
     return _taught(config, data, out / "teacher", tell, progress)
 
 
-def _resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
+def resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
     """The same settings with every default in them, so that a run folder says what was done whatever defaults become."""
     said: dict[str, Any] = {"objectives": {objective.name: objective.model_dump() for objective in objectives}}
     for section, arguments in (("train", config.train_arguments), ("teach", config.teach_arguments)):
@@ -163,8 +164,8 @@ def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, fl
     return compute
 
 
-def _fit(trainer: DistillationTrainer, checkpoints: Path, progress: Progress | None) -> None:
-    """Train, from the last whole checkpoint if there is one."""
+def _fit(trainer: DistillationTrainer, checkpoints: Path, progress: Progress | None) -> float:
+    """Train, from the last whole checkpoint if there is one; returns seconds, those that led to the checkpoint included."""
     if progress is not None:  # one kind of bar, not two
         for theirs in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(theirs)
@@ -173,7 +174,10 @@ def _fit(trainer: DistillationTrainer, checkpoints: Path, progress: Progress | N
     while last and not (Path(last) / "trainer_state.json").is_file():  # written last: this one was cut off
         shutil.rmtree(last)
         last = get_last_checkpoint(str(checkpoints))
+    stopwatch = Stopwatch(seconds_at(Path(last)) if last else 0.0)
+    trainer.add_callback(stopwatch)
     trainer.train(resume_from_checkpoint=last)
+    return stopwatch.seconds
 
 
 def _taught(config: RunConfig, data: TaskData, folder: Path, tell: Tell, progress: Progress | None) -> Path:
@@ -250,13 +254,12 @@ def _learned(
     )
     lessons_seconds = time.perf_counter() - started
     tell(f"the student learns {', '.join(dict.fromkeys(objective.name for objective in trainer.objectives))}")
-    started = time.perf_counter()
-    _fit(trainer, out / "checkpoints", progress)
+    seconds = _fit(trainer, out / "checkpoints", progress)
     assert trainer.model is not None
     detach_heads(trainer.model, objectives)
     save_model(trainer.model, tokenizer, out / "student")
     training = {
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "lessons_seconds": lessons_seconds,
         "steps": trainer.state.global_step,
         "examples": len(data.stream),

@@ -9,6 +9,7 @@ import typer
 from egkd.cli.demo import demo
 from egkd.cli.distill import distill
 from egkd.cli.explain import explain
+from egkd.cli.glue import glue
 from egkd.cli.lessons import app as lessons
 from egkd.cli.teach import teach
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (demo, distill, explain, teach):
+for verb in (demo, distill, explain, glue, teach):
     app.command()(verb)
 app.add_typer(lessons, name="lessons")
 

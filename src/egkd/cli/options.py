@@ -61,10 +61,11 @@ def data_settings(
 def settings_of(file: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
     """Settings from a file, with flags over them and `--set` over both. Flags that were not given change nothing."""
     settings = read_yaml(file) if file else {}
-    return override(merge(settings, _given(flags)), assignments or [])
+    return override(merge(settings, given(flags)), assignments or [])
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    given = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    found = {name: given(value) if isinstance(value, dict) else value for name, value in flags.items()}
     # 0 is a value like others, but equals False
-    return {name: value for name, value in given.items() if value is not None and value is not False and value != {}}
+    return {name: value for name, value in found.items() if value is not None and value is not False and value != {}}

@@ -1,10 +1,14 @@
 """Progress bars and lines for people, on the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from egkd.experiments.running import Standing
 
 _WHAT = {
     "lessons": "the teacher teaches",
@@ -45,6 +49,28 @@ def bars(console: Console) -> Iterator[Bars]:
     )
     with Progress(*columns, console=console) as progress:
         yield Bars(progress)
+
+
+@contextmanager
+def cells_bar(console: Console) -> Iterator["Callable[[Standing], None]"]:
+    """One bar for the cells of an experiment: done, at work, failed, left, and the time to go."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("cells are checked", total=None)
+
+        def show(now: "Standing") -> None:
+            at_work = f"at work: {', '.join(now.running)}" if now.running else ""
+            failed = f"{now.failed} failed" if now.failed else ""
+            to_go = "" if now.seconds_to_go is None else f"{_duration(now.seconds_to_go)} to go"
+            said = ", ".join(part for part in (f"{now.left} left", failed, to_go, at_work) if part)
+            progress.update(task, completed=now.done, total=now.total, description=said)
+
+        yield show
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def calm() -> None:

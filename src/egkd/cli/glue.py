@@ -1,0 +1,122 @@
+"""`egkd glue`: tasks × students × methods × seeds, and the table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from egkd.cli import options as o
+
+
+def glue(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the experiment; the same command resumes it.")],
+    settings: o.Settings = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Tasks, or entries of the file: mrpc,cola. Repeatable. [default: all nine]")
+    ] = None,
+    students: Annotated[
+        list[str] | None, typer.Option(help="As --student of distill, or an entry of the file. Repeatable. [default: layers:3]")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="labels, plain, pkd, tinybert, minilm, ad-kd, gkd, gradient, perturbation, selection, all, or two as a+b, or "
+            "entries of the file. Repeatable. [default: labels,plain,gradient,perturbation,selection,all]"
+        ),
+    ] = None,
+    seeds: Annotated[list[str] | None, typer.Option(help="Repeatable. [default: 0,1,2]")] = None,
+    teacher_init: Annotated[str | None, typer.Option(help="Encoder that is fine-tuned on each task first.")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Instead, for one task: a fine-tuned one, as TASK=FOLDER. Repeatable.")
+    ] = None,
+    glue_dir: o.GlueDir = None,
+    epochs: Annotated[float | None, typer.Option(help="Training epochs of the students (3).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train and evaluate everybody on so many rows only: a quick look.")] = None,
+    max_length: o.MaxLength = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Cells side by side, each with its share of the cores.")] = 1,
+    set_: o.Set = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Distil every student by every method on every task with every seed, and compare in tables: OUT/results.
+
+    Finished cells are kept, killed ones go on, teachers and lessons are shared; more tasks, methods and seeds may join later.
+
+    Example: `egkd glue examples/glue.yaml --glue-dir glue --jobs 2 --out runs/glue`
+
+    Example: `egkd glue --tasks mrpc,cola --methods plain,perturbation --seeds 0,1 --teacher-init my-encoder
+    --students my-small-encoder --limit 500 --out runs/look`
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from egkd.config import merge, override, read_yaml
+
+    given = read_yaml(settings) if settings else {}
+    base = {
+        "teacher_init": teacher_init,
+        "data": {"glue_dir": None if glue_dir is None else str(glue_dir)},
+        "train": {"num_train_epochs": epochs},
+        "max_length": max_length,
+        "trust_remote_code": trust_remote_code,
+    }
+    flags = o.given({"base": base, "teachers": _pairs(teacher), "limit": limit, "seeds": _numbers(seeds)})
+    chosen = _by_name(merge(given, flags))
+    for what, names in (("tasks", _parts(tasks)), ("students", students), ("methods", _parts(methods))):
+        if names:
+            known = chosen.get(what) or {}
+            chosen[what] = _chosen(what, names, known)
+    chosen = override(chosen, set_ or [])
+    from egkd.experiments.grid import GridConfig
+
+    grid = GridConfig.of(chosen)
+    from egkd.cli.progress import calm, cells_bar
+    from egkd.experiments.running import run
+
+    console = Console()
+    calm()
+    with cells_bar(console) as show:
+        failed = run(grid, out, jobs=jobs, tell=lambda line: console.print(escape(line), highlight=False), show=show)
+    for name, why in failed.items():
+        console.print(escape(f"failed: {name}: {why}"), highlight=False)
+    table = out / "results" / "glue.md"
+    console.print(f"results: {table.parent}" if table.exists() else "no cell is finished yet")
+    if failed:
+        console.print(f"{len(failed)} failed; the same command tries them again")
+        raise typer.Exit(1)
+
+
+def _parts(given: Sequence[str] | None) -> list[str]:
+    return [part.strip() for each in given or () for part in each.split(",") if part.strip()]
+
+
+def _numbers(given: Sequence[str] | None) -> list[int] | None:
+    try:
+        return [int(part) for part in _parts(given)] or None
+    except ValueError:
+        raise ValueError(f"--seeds {','.join(given or ())}: expected whole numbers, like 0,1,2") from None
+
+
+def _pairs(given: Sequence[str] | None) -> dict[str, str]:
+    pairs = dict(each.partition("=")[::2] for each in given or ())
+    wrong = [name for name, folder in pairs.items() if not name or not folder]
+    if wrong:
+        raise ValueError(f"--teacher {wrong[0]!r}: expected TASK=FOLDER, like mrpc=teachers/mrpc")
+    return pairs
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of tasks and methods as entries without settings, so that flags can choose and `--set` can reach them."""
+    from egkd.experiments.grid import entries
+
+    return {name: entries(name, value) for name, value in settings.items()}
+
+
+def _chosen(what: str, names: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of these names; what is no entry of the file is taken for the thing itself."""
+    from egkd.experiments.grid import entries
+
+    chosen: dict[str, Any] = {}
+    for name in names:
+        chosen |= {name: known[name]} if name in known else entries(what, [name])
+    return chosen

@@ -1,0 +1,241 @@
+"""An experiment's jobs, each in a process of its own, some side by side; and its tables, remade after every finished cell."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from egkd.experiments.clock import Clock
+from egkd.experiments.grid import GridConfig
+from egkd.experiments.planning import GRID, Job, finished, grown, plan
+from egkd.experiments.processes import Process, Start, Subprocess, cores
+from egkd.experiments.records import Record, read_record
+from egkd.runs import read_json, write_text
+
+DURATIONS = "durations.jsonl"
+_PAUSE = 0.1  # seconds between two looks at the processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far an experiment is, in cells."""
+
+    done: int
+    total: int
+    failed: int
+    running: tuple[str, ...]
+    """Names of jobs, teachers among them."""
+    seconds_to_go: float | None
+    """As far as finished jobs tell."""
+
+    @property
+    def left(self) -> int:
+        """Cells that wait."""
+        return self.total - self.done - self.failed - sum(not name.startswith("teachers/") for name in self.running)
+
+
+def run(
+    grid: GridConfig,
+    out: Path,
+    *,
+    jobs: int = 1,
+    tell: Callable[[str], None] = print,
+    show: Callable[[Standing], None] | None = None,
+    start: Start | None = None,
+) -> dict[str, str]:
+    """Run what is not finished of an experiment, in folder `out`; returns what failed, by name, in a line each.
+
+    Interrupted, it stops its processes; the same call goes on. `start` begins a process; a subprocess by default. Raises
+    ValueError, one line, for settings that cannot work, before anything is written.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, expected 1 or more")
+    work = plan(grid, out)
+    whole = grown(grid, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _held(out):
+        write_text(out / GRID, whole.to_yaml())
+        crew = _Crew(work, out, jobs, start or Subprocess)
+        with _stops_on_sigterm():
+            try:
+                for job in crew.finished(lambda: show(crew.standing()) if show else None):
+                    if job.name in crew.failed:
+                        tell(f"{job.name} failed: {crew.failed[job.name]}")
+                        continue
+                    tell(f"{job.name}: {_headline(job)}{crew.seconds[job.name]:,.0f} s")
+                    if job.verb == "distill":
+                        _drop_weights(job, grid)
+                        if problem := _retell(whole, out):
+                            tell(problem)
+            finally:
+                crew.stop()
+        if problem := _retell(whole, out):
+            crew.failed["results"] = problem
+    return crew.failed
+
+
+class _Crew:
+    """Processes at work, and the jobs that wait for one."""
+
+    def __init__(self, work: Sequence[Job], out: Path, size: int, start: Start) -> None:
+        self.waiting = [job for job in work if not job.done]
+        self.cells = [job for job in work if job.verb == "distill"]
+        self.failed: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.out, self.size, self.start = out, size, start
+        self.threads = max(1, cores() // size)
+        self.clock = Clock(out / DURATIONS)
+        self.running: dict[str, tuple[Job, Process, float]] = {}
+
+    def finished(self, look: Callable[[], None]) -> Iterator[Job]:
+        """Jobs as they end, well or not; new ones are begun in their place before anybody looks at them."""
+        while True:
+            over = [(job, code) for job, process, _ in self.running.values() if (code := process.poll()) is not None]
+            for job, code in over:
+                self._ended(job, code)
+            gone = [*(job for job, _ in over), *self._fill()]
+            look()
+            yield from gone
+            if not self.running and not gone:
+                return
+            if not gone:
+                time.sleep(_PAUSE)
+
+    def _ended(self, job: Job, code: int) -> None:
+        _, _, began = self.running.pop(job.name)
+        self.seconds[job.name] = time.monotonic() - began
+        self.clock.add(job, self.seconds[job.name], code)
+        if not job.done:  # what a process says when it leaves matters less than what it has left
+            said = _last_line(_log(job, self.out)) or f"it ended with exit code {code}"
+            self.failed[job.name] = f"{said} (all it said: {_log(job, self.out)})"
+
+    def _fill(self) -> list[Job]:
+        """Begin jobs while there is room; returns those that cannot be begun."""
+        lost: list[Job] = []
+        for job in list(self.waiting):
+            if len(self.running) >= self.size:
+                break
+            if job.after is not None and not (job.after / "teacher" / "config.json").exists():
+                if f"teachers/{job.after.name}" in self.failed:
+                    self._lose(job, f"teachers/{job.after.name} failed", lost)
+                continue
+            try:
+                job.claim()
+                self.running[job.name] = job, self.start(job, _log(job, self.out), self.threads), time.monotonic()
+                self.waiting.remove(job)
+            except (ValueError, OSError) as error:
+                self._lose(job, " ".join(str(error).split()), lost)
+        return lost
+
+    def _lose(self, job: Job, why: str, lost: list[Job]) -> None:
+        self.waiting.remove(job)
+        self.failed[job.name] = why
+        lost.append(job)
+
+    def standing(self) -> Standing:
+        """How far it is."""
+        now = time.monotonic()
+        left = [self.clock.guess(job) for job in self.waiting]
+        left += [None if (all_of := self.clock.guess(job)) is None else max(0.0, all_of - now + began) for job, _, began in
+                 self.running.values()]  # fmt: skip
+        return Standing(
+            done=sum(job.name not in self.failed and job.done for job in self.cells),
+            total=len(self.cells),
+            failed=sum(job.name in self.failed for job in self.cells),
+            running=tuple(self.running),
+            seconds_to_go=None if None in left else sum(filter(None, left)) / self.size,
+        )
+
+    def stop(self) -> None:
+        """End whoever is at work."""
+        for _, process, _ in self.running.values():
+            process.stop()
+        for _, process, _ in self.running.values():
+            process.end()
+
+
+def records(grid: GridConfig, out: Path) -> list[Record]:
+    """All finished cells of the experiment in `out`, in the order of the grid. Raises ValueError for a broken one."""
+    found = (
+        read_record(cell.folder(out), task=cell.task, student=cell.student, method=cell.method, seed=cell.seed)
+        for cell in grid.cells()
+        if finished(cell.folder(out))
+    )
+    return [record for record in found if record is not None]
+
+
+def write_results(grid: GridConfig, out: Path) -> None:
+    """Make `results/` anew from the cells. Raises ValueError for a broken one."""
+    from egkd.experiments import tables
+
+    told = records(grid, out)
+    if told:
+        settings = grid.model_dump(mode="json")
+        tables.write_results(told, out / "results", settings=settings, baseline=grid.baseline)
+
+
+def _retell(grid: GridConfig, out: Path) -> str:
+    """Make the results anew; returns what went wrong, because hours of work shall not end with a table that cannot be made."""
+    try:
+        write_results(grid, out)
+    except Exception as error:
+        return f"results could not be remade: {' '.join(str(error).split()) or type(error).__name__}"
+    return ""
+
+
+def _headline(job: Job) -> str:
+    if job.verb == "teach":
+        return ""
+    metrics = read_json(job.folder / "metrics.json")
+    name, scores = metrics["task"]["metrics"][0], next(iter(metrics["student"]["scores"].values()))
+    return "" if scores.get(name) is None else f"{name} {100 * scores[name]:.1f}, "
+
+
+def _drop_weights(job: Job, grid: GridConfig) -> None:
+    if not grid.keep_students:
+        for weights in (job.folder / "student").glob("model*.safetensors"):
+            weights.unlink()
+
+
+def _log(job: Job, out: Path) -> Path:
+    return out / "logs" / f"{job.name}.log"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The folder is this process's own."""
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"{out} is being run by another process; wait for it, or use its --jobs to run cells side by side"
+        ) from None
+
+
+@contextmanager
+def _stops_on_sigterm() -> Iterator[None]:
+    """Whoever asks this process to end gets what Ctrl-C gets."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
