@@ -1,0 +1,252 @@
+"""How sure it is that one method is better than another.
+
+Two things are random in a score: which examples the evaluation set holds, and the seed of the run. The interval of a difference
+takes both into account, the test asks about the examples (of one task) or the runs (over all tasks); the teacher is given.
+
+*Interval*: paired hierarchical bootstrap, 95 %, percentiles. Each resample draws examples with replacement, the same for both
+methods and every seed, and seeds with replacement, the same for both methods; the task's metrics are computed anew on each.
+Of S seeds S - 1 are drawn, which makes the variance between a few seeds unbiased (Rao & Wu 1988, J. Am. Stat. Assoc. 83); what
+examples and seeds share is counted more than once, so the interval is rather too wide (Owen 2007, Ann. Appl. Stat. 1).
+
+*Test on a task*: paired permutation test. The answers of the two methods to an example, of all seeds together, change sides
+with probability 1/2; p is the share of such samples, and of the one observed, with a difference at least as large.
+
+*Test over tasks*: the same with whole runs: the difference of a pair of runs changes its sign (scipy.stats.permutation_test).
+
+Shapes: R resamples, N examples, C classes, S seeds.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.stats import permutation_test
+
+from egkd.experiments.metrics import bootstrap, measured, swap
+
+RESAMPLES = 2000
+LEVEL = 0.95
+FEWEST_SEEDS = 2  # of which "better" can be said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """One run on one evaluation set."""
+
+    labels_N: np.ndarray
+    predictions_N: np.ndarray
+    """Class ids, or numbers in regression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """First method minus second, as fractions."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    runs: int
+    """Pairs of runs that were compared."""
+    one_seed: bool
+    """Whether some task has one seed alone, so that the interval says nothing about seeds there."""
+    draws_R: np.ndarray
+    """What the interval is made of."""
+
+
+Run = tuple[str, int]
+"""Method and seed."""
+
+
+class TaskSample:
+    """All runs of one student on one task, resampled together so that every difference is paired.
+
+    A task's score is the mean of its metrics over its evaluation sets. Raises ValueError where runs of one seed were evaluated
+    on different examples.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        metrics: Sequence[str],
+        runs: Mapping[Run, Mapping[str, Answers]],
+        *,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> None:
+        self.name, self.metrics, self.runs, self.resamples = name, tuple(metrics), runs, resamples
+        self._seed = [seed, zlib.crc32(name.encode())]
+        self._known: dict[tuple[str, str], Difference] = {}
+        self._groups = {split: _same_examples(runs, split) for split in next(iter(runs.values()))}
+        for groups in self._groups.values():
+            self._check_pairs(groups)
+
+    def _check_pairs(self, groups: Sequence[Sequence[Run]]) -> None:
+        place: dict[int, tuple[int, str]] = {}
+        for number, group in enumerate(groups):
+            for method, seed in group:
+                other, first = place.setdefault(seed, (number, method))
+                if other != number:
+                    raise ValueError(
+                        f"{self.name}: {first} and {method} of seed {seed} were evaluated on different examples, "
+                        f"so they cannot be compared; give them the same evaluation data"
+                    )
+
+    @cached_property
+    def scores(self) -> dict[Run, float]:
+        """The task's score of each run."""
+        return self._mean_over_metrics(lambda metric, _, answers: measured(metric, *_columns(answers)))
+
+    @cached_property
+    def _draws(self) -> dict[Run, np.ndarray]:
+        """The task's score [R] of each run on the resampled examples."""
+
+        def compute(metric: str, key: list[int], answers: Sequence[Answers]) -> np.ndarray:
+            return bootstrap(metric, *_columns(answers), self.resamples, [*key, 0])
+
+        return self._mean_over_metrics(compute)
+
+    def _mean_over_metrics(self, compute: Callable[[str, list[int], Sequence[Answers]], np.ndarray]) -> dict[Run, Any]:
+        """Per run, the mean of `compute` over metrics and evaluation sets; runs on the same examples are one call's columns."""
+        found: dict[Run, list[np.ndarray]] = {run: [] for run in self.runs}
+        for place, (split, groups) in enumerate(self._groups.items()):
+            for number, group in enumerate(groups):
+                answers = [self.runs[run][split] for run in group]
+                for metric in self.metrics:
+                    values = compute(metric, [*self._seed, place, number], answers)
+                    for run, column in zip(group, np.moveaxis(values, -1, 0), strict=True):
+                        found[run].append(column)
+        return {run: np.mean(values, axis=0) for run, values in found.items()}
+
+    def seeds(self, *methods: str) -> list[int]:
+        """Seeds that all these methods have."""
+        each = [{seed for method, seed in self.runs if method == name} for name in methods]
+        return sorted(set.intersection(*each))
+
+    def difference(self, first: str, second: str) -> Difference:
+        """First minus second over the seeds both have, at least one."""
+        if (first, second) not in self._known:
+            self._known[first, second] = self._difference(first, second)
+        return self._known[first, second]
+
+    def _difference(self, first: str, second: str) -> Difference:
+        seeds = self.seeds(first, second)
+        gains_S = np.array([self.scores[first, seed] - self.scores[second, seed] for seed in seeds])
+        gains_RS = np.stack([self._draws[first, seed] - self._draws[second, seed] for seed in seeds], axis=1)
+        draws_R = (gains_RS * _seed_weights(len(seeds), self.resamples, [*self._seed, 2])).sum(1)
+        low, high = _interval(draws_R)
+        mean = float(gains_S.mean())
+        swapped_R = self._swapped(first, second, seeds)
+        extreme = np.abs(swapped_R) >= abs(mean) - 1e-12
+        return Difference(
+            mean=mean,
+            low=low,
+            high=high,
+            p=float((1 + extreme.sum()) / (1 + self.resamples)),
+            runs=len(seeds),
+            one_seed=len(seeds) == 1,
+            draws_R=draws_R,
+        )
+
+    def _swapped(self, first: str, second: str, seeds: Sequence[int]) -> np.ndarray:
+        """The difference [R] where answers have changed sides."""
+        total_R = np.zeros(self.resamples)
+        for place, (split, groups) in enumerate(self._groups.items()):
+            for number, group in enumerate(groups):
+                here = [seed for method, seed in group if method == first and seed in seeds]
+                if not here:
+                    continue
+                labels_N, first_NM = _columns([self.runs[first, seed][split] for seed in here])
+                _, second_NM = _columns([self.runs[second, seed][split] for seed in here])
+                key = [*self._seed, place, number, 1]
+                for metric in self.metrics:
+                    total_R += swap(metric, labels_N, first_NM, second_NM, self.resamples, key).sum(1)
+        return total_R / (len(seeds) * len(self._groups) * len(self.metrics))
+
+
+def average(samples: Sequence[TaskSample], first: str, second: str) -> Difference:
+    """First minus second, averaged over tasks that have both methods; tasks and their resamples are independent."""
+    each = [sample.difference(first, second) for sample in samples]
+    draws_R = np.mean([one.draws_R for one in each], axis=0)
+    gains = [
+        (sample.scores[first, seed] - sample.scores[second, seed]) / (one.runs * len(each))
+        for sample, one in zip(samples, each, strict=True)
+        for seed in sample.seeds(first, second)
+    ]
+    low, high = _interval(draws_R)
+    return Difference(
+        mean=float(np.mean([one.mean for one in each])),
+        low=low,
+        high=high,
+        p=flipped_signs(gains),
+        runs=len(gains),
+        one_seed=any(one.one_seed for one in each),
+        draws_R=draws_R,
+    )
+
+
+def flipped_signs(gains: Sequence[float]) -> float:
+    """Two-sided p of the sum of `gains` if each could as well have the other sign; exact up to 13 of them."""
+    if len(gains) == 1:
+        return 1.0
+    found = permutation_test(
+        (np.asarray(gains),),
+        lambda values, axis: values.sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2**13,
+        random_state=np.random.default_rng(0),
+    )
+    return float(min(1.0, found.pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted for as many comparisons: the i-th smallest of m times m - i + 1, never below the one before (Holm 1979)."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def verdict(difference: Difference, adjusted_p: float) -> str:
+    """`better`, `worse`, or nothing where it is open.
+
+    `better` takes at least two seeds on every task, an interval above 0 and an adjusted p below 0.05. `worse` takes an interval
+    below 0 alone, uncorrected: to be strict there would favour the method.
+    """
+    if difference.high < 0:
+        return "worse"
+    return "better" if is_above(difference) and adjusted_p < 1 - LEVEL else ""
+
+
+def is_above(difference: Difference) -> bool:
+    """Whether the interval lies above 0, with at least two seeds on every task."""
+    return difference.low > 0 and not difference.one_seed
+
+
+def _same_examples(runs: Mapping[Run, Mapping[str, Answers]], split: str) -> list[list[Run]]:
+    """Runs by what they were evaluated on, told by its labels: a limit draws other examples for every seed."""
+    groups: dict[bytes, list[Run]] = {}
+    for run, answers in runs.items():
+        groups.setdefault(answers[split].labels_N.astype(float).tobytes(), []).append(run)
+    return list(groups.values())
+
+
+def _columns(answers: Sequence[Answers]) -> tuple[np.ndarray, np.ndarray]:
+    return answers[0].labels_N, np.stack([one.predictions_N for one in answers], axis=1)
+
+
+def _seed_weights(seeds: int, resamples: int, key: list[int]) -> np.ndarray:
+    """Shares [R, S] of the seeds in each resample."""
+    if seeds == 1:
+        return np.ones((resamples, 1))
+    return np.random.default_rng(key).multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples) / (seeds - 1)
+
+
+def _interval(draws_R: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(draws_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
