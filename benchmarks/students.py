@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "selection": {"selection": {}},
 }
 """What each method learns beside gold and soft labels, with the defaults of `egkd distill`."""
+WORDS = ("bilstm", "textcnn")  # begin with random weights, and want more epochs
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "score": (),  # the task's own first metric on its first evaluation set
@@ -66,7 +67,8 @@ class Cell:
 
 def config_of(options: argparse.Namespace, task: str, student: str, method: str, seed: int, teacher: str | None) -> RunConfig:
     """The run of one cell and seed (or of the task's teacher, where `teacher` is None)."""
-    train = {"num_train_epochs": options.epochs, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 50}
+    epochs = options.word_epochs if student.startswith(WORDS) else options.epochs
+    train = {"num_train_epochs": epochs, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 50}
     settings: dict[str, Any] = {
         "student": student,
         "data": {"task": task, "glue_dir": options.glue_dir, "train_limit": options.train_limit},
@@ -308,6 +310,7 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=float, default=2)
     parser.add_argument("--train-limit", type=int, default=5000)
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--word-epochs", type=float, default=8, help="of BiLSTM and TextCNN")
     parser.add_argument("--explained", type=int, default=200, help="evaluation rows on which explanations are compared")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, required=True)

@@ -21,7 +21,8 @@ from egkd.checks import check_between, check_length, choose_best_by, objectives_
 from egkd.config import RunConfig
 from egkd.data import Task, TaskData
 from egkd.data.loading import load_data
-from egkd.evaluate.compare import Classifier, compare
+from egkd.evaluate.answers import Classifier
+from egkd.evaluate.compare import compare
 from egkd.evaluate.scores import task_scores
 from egkd.evaluate.teachers import compare_teachers
 from egkd.explain.amortised import with_head
@@ -280,16 +281,17 @@ def _compared(
     if (out / "metrics.json").exists():
         return
     tell("comparing teacher and student")
-    trust = config.trust_remote_code
+    trust, kept = config.trust_remote_code, config.lessons or out.parent / "lessons"
     who = {
         role: Classifier(
             name=name,
             model=with_head(load_classifier(source, data.task, trust_remote_code=trust), source),
             tokenizer=load_tokenizer(source, trust_remote_code=trust),
+            answers=answers,
         )
-        for role, name, source in (
-            ("teacher", config.teacher_init or teacher, teacher),
-            ("student", config.student, str(out / "student")),
+        for role, name, source, answers in (
+            ("teacher", config.teacher_init or teacher, teacher, kept),
+            ("student", config.student, str(out / "student"), None),
         )
     }
     found = compare(
@@ -301,7 +303,7 @@ def _compared(
         shown=config.evaluate.shown,
         latency_repeats=config.evaluate.latency_repeats,
         max_length=config.max_length,
-        seed=config.seed,
+        seed=config.data.seed,  # the same rows for runs of several seeds
         progress=progress,
     )
     several = {}
@@ -311,6 +313,7 @@ def _compared(
                 name=source,
                 model=in_datas_order(source, data.task, trust),
                 tokenizer=load_tokenizer(source, trust_remote_code=trust),
+                answers=kept,
             )
             for source in config.more_teachers
         ]

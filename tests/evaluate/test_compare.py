@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from egkd.data import Task
 from egkd.evaluate.agreement import per_example
-from egkd.evaluate.compare import REFERENCES, Classifier, compare
+from egkd.evaluate.answers import Classifier
+from egkd.evaluate.compare import REFERENCES, compare
 from egkd.explain import explain
 from egkd.predict import predict_logits
 

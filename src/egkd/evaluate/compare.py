@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from egkd.data import Task
 from egkd.evaluate.agreement import agreement, per_example, visible
+from egkd.evaluate.answers import Classifier
 from egkd.evaluate.reasons import own_reasons
 from egkd.evaluate.scores import fidelity, task_scores
 from egkd.evaluate.speed import bytes_on_disk, latency, parameters, parameters_without_embeddings
 from egkd.explain.amortised import head_of
-from egkd.explain.base import Explainer, Scored, score_dataset
+from egkd.explain.base import Explainer, Scored
 from egkd.explain.gradient import InputXGradient
 from egkd.explain.perturbation import Occlusion
-from egkd.predict import encode_dataset, predict_logits
 from egkd.text import MAX_LENGTH, unit_spans
 
 REFERENCES: dict[str, Explainer] = {
@@ -41,15 +41,6 @@ def references(*tokenizers: PreTrainedTokenizerBase) -> dict[str, Explainer]:
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, examples done and examples in all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """A model with the tokenizer it reads through."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +77,7 @@ def compare(
     for number, (name, rows) in enumerate(evals.items()):
         tell("predict", number, len(evals))
         for role, who in (("teacher", teacher), ("student", student)):
-            logits[role][name] = predict_logits(who.model, who.tokenizer, rows, max_length=max_length)
+            logits[role][name] = who.logits(rows, max_length)
     tell("predict", len(evals), len(evals))
     main = next(iter(evals))
     sample = sorted(np.random.default_rng(seed).permutation(len(evals[main]))[:explained].tolist())
@@ -161,9 +152,8 @@ def _explain_both(
     scored: dict[str, dict[str, list[Scored]]] = {name: {} for name in explainers}
     done = 0
     for role, who in (("teacher", teacher), ("student", student)):
-        encoded = list(encode_dataset(rows, who.tokenizer, max_length))
         for name, explainer in explainers.items():
-            scored[name][role] = score_dataset(explainer, who.model, who.tokenizer, encoded, targets=targets, seed=seed)
+            scored[name][role] = who.explain(explainer, rows, targets, seed=seed, max_length=max_length)
             done += len(rows)
             tell("explain", done, total)
     return scored

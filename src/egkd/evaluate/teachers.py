@@ -11,9 +11,8 @@ from datasets import Dataset
 from scipy.special import log_softmax, logsumexp
 
 from egkd.data import Task
-from egkd.evaluate.compare import Classifier
+from egkd.evaluate.answers import Classifier
 from egkd.evaluate.scores import fidelity, task_scores
-from egkd.predict import predict_logits
 from egkd.text import MAX_LENGTH
 
 
@@ -41,9 +40,9 @@ def compare_teachers(
     told: dict[str, list[np.ndarray]] = {}
     answers: dict[str, np.ndarray] = {}
     for name, rows in evals.items():
-        told[name] = [predict_logits(who.model, who.tokenizer, rows, max_length=max_length) for who in teachers]
+        told[name] = [who.logits(rows, max_length) for who in teachers]
         told[name].append(vote(told[name], weights))
-        answers[name] = predict_logits(student.model, student.tokenizer, rows, max_length=max_length)
+        answers[name] = student.logits(rows, max_length)
     return [
         {
             "name": name,
