@@ -123,6 +123,7 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
     )
     theirs = load_tokenizer(source, trust_remote_code=trust)
     others = {other: load_tokenizer(other, trust_remote_code=trust) for other in config.more_teachers}
+    check_mask_word(config, {source: theirs, config.student: own} | others)
     for model, tokenizer in ({source: theirs, config.student: own} | others).items():
         check_length(config, model, tokenizer)
         for objective in objectives:
@@ -137,6 +138,22 @@ def _check_unmasked(where: str, settings: Mapping[str, Any], model: str) -> None
         raise ValueError(
             f"{where}.operator is 'mask', the tokenizer of {model} has no mask token; set it to delete or attention"
         )
+
+
+def check_mask_word(config: RunConfig, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
+    """Refuse copies whose masked words one of the models, the first teacher first, would misread. Raises ValueError."""
+    augment = config.data.augment
+    if not (augment.copies and augment.mask):
+        return
+    (teacher, theirs), *others = tokenizers.items()
+    if theirs.mask_token is None:
+        raise ValueError(f"data.augment.mask is {augment.mask:g}, the tokenizer of {teacher} has no mask token; set it to 0")
+    for name, tokenizer in others:
+        if tokenizer.mask_token != theirs.mask_token:
+            raise ValueError(
+                f"data.augment.mask writes {theirs.mask_token} for a word, as {teacher} does, and the mask token of {name} is "
+                f"{tokenizer.mask_token}; set it to 0, and data.augment.replace higher"
+            )
 
 
 def check_length(config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase) -> None:

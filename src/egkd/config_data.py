@@ -12,6 +12,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class AugmentConfig(Section):
+    """Changed copies of the labelled texts, for which the teacher answers (Tang et al. 2019); none by default."""
+
+    copies: int = Field(default=0, ge=0)
+    """Copies of each labelled row; those that equal their row or each other are left out."""
+    mask: float = Field(default=0.1, ge=0, le=1)
+    """Probability that a word becomes the mask token."""
+    replace: float = Field(default=0.1, ge=0, le=1)
+    """Probability that a word becomes another one, drawn as often as it stands in the labelled texts."""
+    ngram: float = Field(default=0.25, ge=0, le=1)
+    """Probability that only a few successive words of a copy are kept."""
+    longest: int = Field(default=5, ge=1)
+    """How many at most; from 1 on, all equally likely."""
+
+    @model_validator(mode="after")
+    def _one_fate(self) -> "AugmentConfig":
+        if self.mask + self.replace > 1:
+            raise ValueError(f"found mask {self.mask:g} and replace {self.replace:g}, expected a sum of at most 1")
+        if self.copies and not (self.mask or self.replace or self.ngram):
+            raise ValueError(f"found {self.copies} copies that nothing changes, expected mask, replace or ngram above 0")
+        return self
+
+
 class DataConfig(Section):
     """Where examples come from: a GLUE task, or the user's own files, or the bundled movie reviews."""
 
@@ -25,6 +48,8 @@ class DataConfig(Section):
     """Files to evaluate on; without any, a share of `train` is held out."""
     unlabeled: tuple[Path, ...] = ()
     """Files of texts without labels, also .txt with one per line, that a student learns from beside the labelled ones."""
+    augment: AugmentConfig = AugmentConfig()
+    """Changed copies of the labelled texts."""
     text: str | None = None
     """Column with the text; guessed where unambiguous."""
     text_pair: str | None = None

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from egkd.checks import check_between, check_length, objectives_of, training_arguments
+from egkd.checks import check_between, check_length, check_mask_word, objectives_of, training_arguments
 from egkd.config import RunConfig
+from egkd.data.augment import augmented
 from egkd.data.loading import load_data
 from egkd.lessons import Lessons
 from egkd.objectives.base import Progress
@@ -36,9 +37,11 @@ def lecture(
             tell(note)
     check_between(config, objectives, data.task)
     tokenizers = [load_tokenizer(source, trust_remote_code=trust) for source in config.teachers]
+    check_mask_word(config, dict(zip(config.teachers, tokenizers, strict=True)))
     for source, tokenizer in zip(config.teachers, tokenizers, strict=True):
         check_length(config, source, tokenizer)
     data = in_teachers_order(config.teachers[0], data, trust)
+    data = augmented(data, config.data.augment, config.data.seed, tokenizers[0].mask_token)
     teachers = [in_datas_order(source, data.task, trust) for source in config.teachers]
     student = parse_student(config.student).outline(config.teachers[0], trust_remote_code=trust)
     voices = voices_of(teachers, tokenizers, None)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
 from egkd.config import RunConfig
 from egkd.data import Task, TaskData
+from egkd.data.augment import augmented
 from egkd.data.loading import load_data
 from egkd.evaluate.answers import Classifier
 from egkd.evaluate.compare import compare
@@ -89,6 +90,8 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     for each in (arguments, teaching):
         choose_best_by(each, data)
     rehearse(config, source, objectives, data)
+    reader = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    data = augmented(data, config.data.augment, config.data.seed, reader.mask_token)
     _claimed(config, out, tell)
     teacher = config.teacher or str(_taught(config, data, out / "teacher", tell, progress))
     _learned(config, objectives, arguments, teacher, data, out, tell, progress)
@@ -254,7 +257,8 @@ def _learned(
         tell=tell,
     )
     lessons_seconds = time.perf_counter() - started
-    tell(f"the student learns {', '.join(dict.fromkeys(objective.name for objective in trainer.objectives))}")
+    rest = "" if data.unlabeled is None else f" from {len(data.train):,} rows with labels and {len(data.unlabeled):,} without"
+    tell(f"the student learns {', '.join(dict.fromkeys(objective.name for objective in trainer.objectives))}{rest}")
     seconds = _fit(trainer, out / "checkpoints", progress)
     assert trainer.model is not None
     detach_heads(trainer.model, objectives)
