@@ -255,6 +255,24 @@ def test_runs_of_different_teachers_keep_both(folder: Path, tmp_path: Path) -> N
     assert both.words.count("Example ") == 2 * len(TEXTS)
 
 
+def test_several_teachers_and_their_vote(tmp_path: Path) -> None:
+    figures = metrics()
+    figures["teachers"] = [
+        {
+            "name": name,
+            "weight": weight,
+            "scores": {"dev": {"accuracy": score}},
+            "fidelity": {"dev": {"agreement": estimate(close, 0.01)}},
+        }
+        for name, weight, score, close in (("<b>one", 2, 0.905, 0.91), ("two", 1, 0.88, 0.87), ("vote", 1, 0.91, 0.92))
+    ]
+    several = page(make_run(tmp_path / "run", metrics=figures))
+    assert several.row("accuracy dev, of <b>one (weight 2)") == ["90.5 %", "–"]
+    assert several.row("same answer dev, with two (weight 1)")[0] == "–"
+    assert several.row("same answer dev, with two (weight 1)")[1].startswith("87.0")
+    assert several.row("accuracy dev, of vote") == ["91.0 %", "–"]
+
+
 def test_runs_of_the_same_folder_name_are_told_apart(tmp_path: Path) -> None:
     one, other = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
     heads = page(one, other).rows[0]

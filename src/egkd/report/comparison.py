@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from egkd.report.run import Estimate, Latency, Model, Run
+from egkd.report.run import Estimate, Figures, Latency, Model, Run, Scores, Voter
 from egkd.report.wording import (
     GROUPS,
     NONE,
@@ -123,6 +123,7 @@ def comparison(runs: Sequence[Run]) -> list[Section]:
     sections = [
         Section(title="Task", rows=tuple(_task_rows(models))),
         Section(title="Closeness to the teacher’s predictions", rows=tuple(_fidelity_rows(models))),
+        Section(title="Several teachers", rows=tuple(_several_rows(models))),
         *(
             Section(title=f"Explanation agreement by {explainer(name)}", rows=tuple(_explanation_rows(models, name)))
             for name in explainers
@@ -158,6 +159,35 @@ def _fidelity_rows(models: Sequence[Column]) -> list[Row]:
             estimates = [column.model.fidelity.get(split, {}).get(name, Estimate()) for column in models]
             rows += _row(measure(name).label, _estimated(name, estimates), split)
     return rows
+
+
+def _several_rows(models: Sequence[Column]) -> list[Row]:
+    """Of each of several teachers and of their vote: its scores, below its teacher, and how close to it the student came."""
+    rows = []
+    told = [{voter.name: voter for voter in column.run.metrics.teachers} for column in models]
+    for voter in _names([list(voters) for voters in told]):
+        for taught in (False, True):
+            found = [
+                voters.get(voter, Voter()) if taught == (column.place is not None) else Voter()
+                for column, voters in zip(models, told, strict=True)
+            ]
+            figures = [each.fidelity if taught else _as_figures(each.scores) for each in found]
+            for split in _names([list(each) for each in figures]):
+                for name in _names([list(each.get(split, {})) for each in figures]):
+                    estimates = [each.get(split, {}).get(name, Estimate()) for each in figures]
+                    note = f"{split}, {'with' if taught else 'of'} {_weighted(voter, models)}"
+                    rows += _row(measure(name).label, _estimated(name, estimates), note)
+    return rows
+
+
+def _as_figures(scores: Scores) -> Figures:
+    return {split: {name: Estimate(mean=value) for name, value in values.items()} for split, values in scores.items()}
+
+
+def _weighted(voter: str, models: Sequence[Column]) -> str:
+    weights = {each.weight for column in models for each in column.run.metrics.teachers if each.name == voter}
+    shared = len(weights) == 1 and (weight := weights.pop()) is not None and voter != "vote"
+    return f"{voter} (weight {weight:g})" if shared else voter
 
 
 AGREEMENT_SHOWN = ("spearman", "top20")  # metrics.json has the other measures too

@@ -147,11 +147,23 @@ class Training(_Part):
     lessons_seconds: float | None = None
 
 
+class Voter(_Part):
+    """One of several teachers, or their vote."""
+
+    name: str = ""
+    weight: float | None = None
+    scores: Scores = Field(default_factory=dict)
+    fidelity: Figures = Field(default_factory=dict)
+    """Evaluation set -> measure of the student's closeness to its predictions -> figure."""
+
+
 class Metrics(_Part):
     """The file metrics.json."""
 
     task: Task = Field(default_factory=Task)
     teacher: Model = Field(default_factory=Model)
+    teachers: tuple[Voter, ...] = ()
+    """Where there are several: each of them, then what they say together."""
     student: Model = Field(default_factory=Model)
     objectives: tuple[Term, ...] = ()
     training: Training = Field(default_factory=Training)
