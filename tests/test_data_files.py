@@ -13,8 +13,10 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from egkd.config_data import DataConfig
 from egkd.data import Task
 from egkd.data.files import load_files
+from egkd.data.loading import load_data
 from egkd.data.readers import read_table
 
 CSV = "text,label\ngood film,pos\nbad film,neg\n"
@@ -361,3 +363,25 @@ def test_evaluation_texts_that_are_trained_on_are_noted(tmp_path: Path) -> None:
     train, dev = write(tmp_path / "a.csv", CSV), write(tmp_path / "b.csv", "text,label\nbad film,pos\nnew,neg\n")
     assert "1 of 2 evaluation texts are also in the training data: scores may flatter" in load_files(train, dev).notes
     assert not any("flatter" in note for note in load_files(train, write(dev, "text,label\nnew,neg\n")).notes)
+
+
+@pytest.mark.parametrize("asked", [40, 0.2])
+def test_rows_held_out_of_train_are_not_trained_on(tmp_path: Path, write_csv: Any, asked: float) -> None:
+    names = ["good" if row % 4 else "bad" for row in range(200)]
+    write_csv(tmp_path / "train.csv", text=[f"text {row}" for row in range(200)], label=names)
+    write_csv(tmp_path / "dev.csv", text=["unseen", "never seen"], label=["good", "bad"])
+    section = {"train": tmp_path / "train.csv", "eval": tmp_path / "dev.csv", "held_out": asked}
+    data = load_data(DataConfig.model_validate(section))
+    assert list(data.evals) == ["held_out"]
+    held = data.evals["held_out"]
+    assert sorted([*data.train["text"], *held["text"]]) == sorted(f"text {row}" for row in range(200))
+    assert (held["label"].count(0), held["label"].count(1)) == (10, 30)
+    assert "dev is not looked at" in " ".join(data.notes)
+    limited = load_data(DataConfig.model_validate(section | {"train_limit": 50, "eval_limit": 7}))
+    assert set(limited.train["text"]) < set(data.train["text"])
+    assert set(limited.evals["held_out"]["text"]) < set(held["text"])
+    other = load_data(DataConfig.model_validate(section | {"seed": 1}))
+    assert other.evals["held_out"]["text"] != held["text"]
+    for wrong, part in ((200, "200 of 200 rows"), (1.5, "found 1.5, expected a number of rows, or a share below 1")):
+        with pytest.raises(ValueError, match=part):
+            load_data(DataConfig.model_validate(section | {"held_out": wrong}))

@@ -46,6 +46,9 @@ class DataConfig(Section):
     """CSV, TSV, JSONL or Parquet files to train on."""
     eval: tuple[Path, ...] = ()
     """Files to evaluate on; without any, a share of `train` is held out."""
+    held_out: int | float | None = Field(default=None, gt=0)
+    """Judge on so many rows of `train` (below 1: on this share of them), drawn from `seed` and not trained on; `eval` and the
+    task's own evaluation sets are then not looked at."""
     unlabeled: tuple[Path, ...] = ()
     """Files of texts without labels, also .txt with one per line, that a student learns from beside the labelled ones."""
     augment: AugmentConfig = AugmentConfig()
@@ -69,6 +72,13 @@ class DataConfig(Section):
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
+
+    @field_validator("held_out")
+    @classmethod
+    def _rows_or_share(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and not float(value).is_integer():
+            raise ValueError(f"found {value:g}, expected a number of rows, or a share below 1")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":

@@ -69,10 +69,10 @@ def sample(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
     return dataset.select(np.sort(rows))
 
 
-def hold_out(groups: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+def hold_out(groups: Sequence[int], count: int, seed: int = 0) -> tuple[list[int], list[int]]:
     """Rows to train on and `count` rows to hold out, drawn at random with every group in its share.
 
-    The draw is the same every time, whatever a run's seed: what one run holds out, no teacher of another may have seen.
+    The draw depends on no run's seed unless asked: what one run holds out, no teacher of another may have seen.
     A group's share is count * its size / all, the rounding goes to the largest remainders (Hamilton's method); each
     group keeps at least one row to train on, so fewer than `count` rows are held out where groups are that small.
     """
@@ -82,7 +82,7 @@ def hold_out(groups: Sequence[int], count: int) -> tuple[list[int], list[int]]:
     quotas = np.floor(shares).astype(int)
     quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
     quotas = np.minimum(quotas, sizes - 1)
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     held = [draw.permutation(np.flatnonzero(group_of == name))[:quota] for name, quota in zip(names, quotas, strict=True)]
     held_out = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(group_of)), held_out).tolist(), held_out.tolist()
