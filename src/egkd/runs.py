@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from egkd.config import RunConfig, read_yaml
 
@@ -45,7 +46,7 @@ def check_free(folder: Path, config: RunConfig) -> bool:
     """
     settings = folder / "config.yaml"
     if settings.exists():
-        found, ours = read_yaml(settings), config.model_dump(mode="json")
+        found, ours = _known(read_yaml(settings)), config.model_dump(mode="json")
         if found != ours:
             changed = sorted(name for name in {*found, *ours} if found.get(name) != ours.get(name))
             raise ValueError(f"{folder} holds another run ({', '.join(changed)} differ); name another --out, or delete it")
@@ -54,6 +55,14 @@ def check_free(folder: Path, config: RunConfig) -> bool:
         raise ValueError(f"{folder} is not an empty folder and holds no run; name another --out")
     check_writable(folder, "--out")
     return False
+
+
+def _known(found: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, with the defaults of those that the version which wrote them did not know."""
+    try:
+        return RunConfig.model_validate(found).model_dump(mode="json")
+    except ValidationError:
+        return found
 
 
 def check_writable(folder: Path, flag: str) -> None:

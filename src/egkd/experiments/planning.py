@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from egkd import pipeline
 from egkd.checks import check_between, objectives_of, rehearse, training_arguments
-from egkd.config import RunConfig, read_yaml
+from egkd.config import RunConfig, read_yaml, resolve
 from egkd.data import TaskData
 from egkd.data.loading import load_data
 from egkd.experiments.grid import Cell, GridConfig
@@ -42,8 +42,8 @@ class Job:
         return finished(self.folder) if self.verb == "distill" else (self.folder / "teacher" / "config.json").exists()
 
     def claim(self) -> None:
-        """Make the folder this job's, and its `config.yaml` true where the experiment was moved."""
-        if moved(self.folder, self.config):
+        """Make the folder this job's, and its `config.yaml` what it is called now."""
+        if same(self.folder, self.config):
             write_text(self.folder / "config.yaml", self.config.to_yaml())
         else:
             claim(self.folder, self.config)
@@ -66,19 +66,26 @@ def grown(grid: GridConfig, out: Path) -> GridConfig:
     return grid.model_copy(update=parts | {"seeds": tuple(sorted({*old.seeds, *grid.seeds}))})
 
 
-def moved(folder: Path, config: RunConfig) -> bool:
-    """Whether `folder` holds this run as it was called elsewhere: only where the experiment and the data lie differs."""
-    if not (folder / "config.yaml").exists():
+def same(folder: Path, config: RunConfig) -> bool:
+    """Whether `folder` holds this run, perhaps as it was called elsewhere or by an earlier version.
+
+    Where the experiment and the data lie may differ, and settings that were unknown then have their defaults.
+    """
+    try:
+        there = resolve(read_yaml(folder / "config.yaml"))
+        return _placeless(pipeline.resolved(there, objectives_of(there))) == _placeless(config)
+    except ValueError:
         return False
-    there, here = read_yaml(folder / "config.yaml"), config.model_dump(mode="json")
-    for settings in (there, here):
-        teacher = Path(str(settings.get("teacher"))).parts
-        if teacher[-3:-2] == ("teachers",) and teacher[-1] == "teacher":
-            settings["teacher"] = teacher[-3:]
-        settings["lessons"] = Path(str(settings.get("lessons"))).name
-        if isinstance(settings.get("data"), dict):
-            settings["data"] = settings["data"] | {"glue_dir": None}
-    return there == here
+
+
+def _placeless(config: RunConfig) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    teacher = Path(str(config.teacher)).parts
+    if teacher[-3:-2] == ("teachers",) and teacher[-1] == "teacher":
+        settings["teacher"] = teacher[-3:]
+    settings["lessons"] = Path(str(config.lessons)).name
+    settings["data"]["glue_dir"] = None
+    return settings
 
 
 def plan(grid: GridConfig, out: Path) -> list[Job]:
@@ -111,7 +118,7 @@ def _check_old(grid: GridConfig, out: Path) -> None:
 
 
 def _check_same(folder: Path, config: RunConfig) -> None:
-    if not moved(folder, config):
+    if not same(folder, config):
         check_free(folder, config)
 
 
@@ -163,10 +170,15 @@ class _Checks:
         if (cell.task, cell.student) not in self._seen:
             self._seen.add((cell.task, cell.student))
             check_student(config.student, source, trust_remote_code=config.trust_remote_code)
-            rehearse(config, source, objectives, data)
+            rehearse(config, source, self._all_objectives(cell), data)
         if config.teacher and (cell.task, "teacher") not in self._seen:
             self._seen.add((cell.task, "teacher"))
             pipeline.in_teachers_order(config.teacher, data, config.trust_remote_code)
+
+    def _all_objectives(self, cell: Cell) -> list[Objective]:
+        """Of every method that this cell's student learns by on its task."""
+        methods = [method for method in self.grid.methods if method not in self.grid.tasks[cell.task].without]
+        return [each for method in methods for each in objectives_of(self.grid.config(replace(cell, method=method), self.out))]
 
     def _standing(self, job: Job) -> RunConfig:
         """The cell's settings, with the encoder in the place of a teacher that is still to be fine-tuned."""

@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from egkd.experiments.clock import Clock
 from egkd.experiments.grid import GridConfig
-from egkd.experiments.planning import GRID, Job, finished, grown, plan
+from egkd.experiments.planning import GRID, Job, grown, plan
 from egkd.experiments.processes import Process, Start, Subprocess, cores
-from egkd.experiments.records import Record, read_record
+from egkd.experiments.results import Results
 from egkd.runs import read_json, write_text
 
 DURATIONS = "durations.jsonl"
@@ -62,20 +62,21 @@ def run(
     with _held(out):
         write_text(out / GRID, whole.to_yaml())
         crew = _Crew(work, out, jobs, start or Subprocess)
+        results = Results(whole, out)
         with _stops_on_sigterm():
             try:
                 for job in crew.finished(lambda: show(crew.standing()) if show else None):
                     if job.name in crew.failed:
-                        tell(f"{job.name} failed: {crew.failed[job.name]}")
+                        tell(f"{job.name}: failed")
                         continue
                     tell(f"{job.name}: {_headline(job)}{crew.seconds[job.name]:,.0f} s")
                     if job.verb == "distill":
                         _drop_weights(job, grid)
-                        if problem := _retell(whole, out):
+                        if problem := results.write(sparing=True):
                             tell(problem)
             finally:
                 crew.stop()
-        if problem := _retell(whole, out):
+        if problem := results.write():
             crew.failed["results"] = problem
     return crew.failed
 
@@ -86,6 +87,7 @@ class _Crew:
     def __init__(self, work: Sequence[Job], out: Path, size: int, start: Start) -> None:
         self.waiting = [job for job in work if not job.done]
         self.cells = [job for job in work if job.verb == "distill"]
+        self.done = sum(job.done for job in self.cells)
         self.failed: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.out, self.size, self.start = out, size, start
@@ -111,9 +113,11 @@ class _Crew:
         _, _, began = self.running.pop(job.name)
         self.seconds[job.name] = time.monotonic() - began
         self.clock.add(job, self.seconds[job.name], code)
-        if not job.done:  # what a process says when it leaves matters less than what it has left
-            said = _last_line(_log(job, self.out)) or f"it ended with exit code {code}"
-            self.failed[job.name] = f"{said} (all it said: {_log(job, self.out)})"
+        if job.done:  # what a process says when it leaves matters less than what it has left
+            self.done += job.verb == "distill"
+            return
+        said = f"killed by signal {-code}" if code < 0 else _last_line(_log(job, self.out)) or f"exit code {code}"
+        self.failed[job.name] = f"{said} (more in {_log(job, self.out)})"
 
     def _fill(self) -> list[Job]:
         """Begin jobs while there is room; returns those that cannot be begun."""
@@ -145,7 +149,7 @@ class _Crew:
         left += [None if (all_of := self.clock.guess(job)) is None else max(0.0, all_of - now + began) for job, _, began in
                  self.running.values()]  # fmt: skip
         return Standing(
-            done=sum(job.name not in self.failed and job.done for job in self.cells),
+            done=self.done,
             total=len(self.cells),
             failed=sum(job.name in self.failed for job in self.cells),
             running=tuple(self.running),
@@ -158,35 +162,6 @@ class _Crew:
             process.stop()
         for _, process, _ in self.running.values():
             process.end()
-
-
-def records(grid: GridConfig, out: Path) -> list[Record]:
-    """All finished cells of the experiment in `out`, in the order of the grid. Raises ValueError for a broken one."""
-    found = (
-        read_record(cell.folder(out), task=cell.task, student=cell.student, method=cell.method, seed=cell.seed)
-        for cell in grid.cells()
-        if finished(cell.folder(out))
-    )
-    return [record for record in found if record is not None]
-
-
-def write_results(grid: GridConfig, out: Path) -> None:
-    """Make `results/` anew from the cells. Raises ValueError for a broken one."""
-    from egkd.experiments import tables
-
-    told = records(grid, out)
-    if told:
-        settings = grid.model_dump(mode="json")
-        tables.write_results(told, out / "results", settings=settings, baseline=grid.baseline)
-
-
-def _retell(grid: GridConfig, out: Path) -> str:
-    """Make the results anew; returns what went wrong, because hours of work shall not end with a table that cannot be made."""
-    try:
-        write_results(grid, out)
-    except Exception as error:
-        return f"results could not be remade: {' '.join(str(error).split()) or type(error).__name__}"
-    return ""
 
 
 def _headline(job: Job) -> str:

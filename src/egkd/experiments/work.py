@@ -10,10 +10,15 @@ from pathlib import Path
 PATIENCE = 20  # seconds in which to stop by itself
 
 
-def main(verb: str, folder: Path) -> None:
-    """Run the job; a bad input is one line and exit code 2. It ends when its standard input does, with whoever started it."""
+def main() -> None:
+    """Run the job that the command line names. It ends when its standard input does: with whoever started it."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(do(sys.argv[1], Path(sys.argv[2])))
+
+
+def do(verb: str, folder: Path) -> int:
+    """Run the job of a folder; returns its exit code: 2 for a bad input, told in one line, 130 for an interruption."""
     try:
         from egkd import pipeline
         from egkd.cli.progress import calm
@@ -26,10 +31,11 @@ def main(verb: str, folder: Path) -> None:
         if os.environ.get("EGKD_DEBUG"):
             raise
         print(" ".join(str(error).split()), flush=True)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         _say("interrupted")
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def _say(line: str) -> None:
@@ -49,4 +55,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main()
