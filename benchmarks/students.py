@@ -1,19 +1,17 @@
 """Students of several architectures, each distilled plainly and guided by explanations, by several seeds: what quality costs.
 
-    python benchmarks/students.py --glue-dir glue --teacher-init gte-small --out runs/students
+    python benchmarks/students.py examples/students.yaml --glue-dir glue --teacher-init gte-small --out runs/students
 
-Fine-tunes one teacher per task, distils every student with every method and seed through `egkd.pipeline.distill` (finished runs
-are kept, killed ones resumed), times all students beside their teacher in turns, and writes `students.json`, `students.md` (a
-table per task, mean ± standard deviation over seeds) and `students.svg` (score against parameters and against latency).
-`--quick` does all of it in a minute or two with tiny random models on made-up sentences; its figures mean nothing.
+Runs the experiment that the file describes, as `egkd glue` does (finished runs are kept, killed ones resumed), times all
+students beside their teacher in turns, and writes `students.json`, `students.md` (a table per task, mean ± standard deviation
+over seeds) and `students.svg` (score against parameters and against latency) into the folder's `results`. `--quick` does all of
+it in a minute or two with tiny random models on made-up sentences; its figures mean nothing.
 """
 
 import argparse
 import csv
-import itertools
 import random
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,140 +20,92 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from egkd import pipeline
-from egkd.config import RunConfig, resolve
+from egkd.config import merge, read_yaml
+from egkd.data.loading import load_data
 from egkd.evaluate.speed import latency
+from egkd.experiments.grid import Cell, GridConfig
+from egkd.experiments.records import read_record
+from egkd.experiments.running import run
 from egkd.runs import read_json, write_json, write_text
 from egkd.students import load_classifier, load_tokenizer
 from egkd.students.vectors import word_tokenizer
 
-METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "plain": {},
-    "gradient": {"gradient": {}},
-    "perturbation": {"perturbation": {}},
-    "selection": {"selection": {}},
-}
-"""What each method learns beside gold and soft labels, with the defaults of `egkd distill`."""
-WORDS = ("bilstm", "textcnn")  # begin with random weights, and want more epochs
-
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "score": (),  # the task's own first metric on its first evaluation set
+    "score": (),  # as GLUE has it: the mean over the task's metrics
     "agreement": ("fidelity", "*", "agreement", "mean"),
     "KL": ("fidelity", "*", "kl", "mean"),
     "occlusion": ("explanations", "occlusion", "all", "spearman", "mean"),
     "parameters": ("parameters",),
     "bytes": ("bytes",),
     "ms, batch 1": ("latency", "1", "ms_per_example"),
-    "ms, batch 32": ("latency", "32", "ms_per_example"),  # of the last measurement, all models in turns
+    "ms, batch 32": ("latency", "32", "ms_per_example"),
 }
 MILLIONS = ("parameters", "bytes")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One student, taught by one method."""
-
-    task: str
-    student: str
-    method: str
-
-    def folder(self, out: Path, seed: int) -> Path:
-        """Where its run with this seed lives."""
-        name = "".join(character if character.isalnum() else "-" for character in f"{self.student} {self.method}")
-        return out / self.task / f"{name}-{seed}"
+Found = dict[Cell, dict[str, Any]]  # a finished cell and its metrics.json, with the latency of the last measurement
+Figures = Mapping[str, float]
 
 
-def config_of(options: argparse.Namespace, task: str, student: str, method: str, seed: int, teacher: str | None) -> RunConfig:
-    """The run of one cell and seed (or of the task's teacher, where `teacher` is None)."""
-    epochs = options.word_epochs if student.startswith(WORDS) else options.epochs
-    train = {"num_train_epochs": epochs, "eval_strategy": "no", "save_strategy": "no", "logging_steps": 50}
-    settings: dict[str, Any] = {
-        "student": student,
-        "data": {"task": task, "glue_dir": options.glue_dir, "train_limit": options.train_limit},
-        "train": train,
-        "evaluate": {"explained": options.explained},
-        "seed": seed,
-        "lessons": options.out / task / "lessons",
-        "objectives": METHODS[method],
-    }
-    if options.quick:
-        settings["data"] = {"train": options.out / "quick" / "train.csv", "eval": options.out / "quick" / "dev.csv"}
-        settings["train"] |= {"max_steps": 4, "use_cpu": True}
-        settings["evaluate"] = {"explained": 8, "shown": 2, "latency_repeats": 1}
-        settings["max_length"] = 32
-    if teacher is None:
-        settings |= {"teacher_init": options.teacher_init, "objectives": {}}
-        settings["teach"] = {"num_train_epochs": options.teacher_epochs}
-        if not options.quick:
-            settings["data"] |= {"train_limit": options.teacher_limit}
-    else:
-        settings |= {"teacher": teacher}
-    return resolve(settings)
-
-
-def run_all(options: argparse.Namespace) -> dict[Cell, dict[int, dict[str, Any]]]:
-    """metrics.json of every cell, by seed; what is finished is only read."""
-    found: dict[Cell, dict[int, dict[str, Any]]] = {}
-    for task in options.tasks:
-        teacher = options.teacher.get(task)
-        if teacher is None:
-            first = config_of(options, task, options.students[0], "plain", 0, None)
-            teacher = str(pipeline.teach(first, options.out / task / "teacher", tell=print))
-        for seed, student, method in itertools.product(options.seeds, options.students, options.methods):
-            cell = Cell(task=task, student=student, method=method)
-            folder = cell.folder(options.out, seed)
-            if not (folder / "metrics.json").exists():
-                print(f"{time.strftime('%H:%M')} {task}, {student}, {method}, seed {seed}", flush=True)
-                pipeline.distill(config_of(options, task, student, method, seed, teacher), folder)
-            found.setdefault(cell, {})[seed] = read_json(folder / "metrics.json")
+def gather(grid: GridConfig, out: Path) -> Found:
+    """What every finished cell found, and its score."""
+    found = {}
+    for cell in grid.cells():
+        folder = cell.folder(out)
+        record = read_record(folder, task=cell.task, student=cell.student, method=cell.method, seed=cell.seed)
+        if record is not None:
+            found[cell] = read_json(folder / "metrics.json")
+            found[cell]["student"]["score"], found[cell]["teacher"]["score"] = record.score, record.teacher_score
     return found
 
 
-def time_all(options: argparse.Namespace, found: dict[Cell, dict[int, dict[str, Any]]]) -> None:
+def time_all(grid: GridConfig, out: Path, found: Found, *, repeats: int) -> None:
     """Latency of one student of each kind and of its teacher, in turns, in place of what every run measured for itself."""
-    for task in options.tasks:
-        cells = {cell.student: (cell, next(iter(runs))) for cell, runs in reversed(found.items()) if cell.task == task}
-        teacher = options.teacher.get(task) or str(options.out / task / "teacher" / "teacher")
-        data = pipeline.load_data(config_of(options, task, options.students[0], "plain", 0, teacher).data)
-        rows = next(iter(data.evals.values())).select(range(8 if options.quick else 64))
-        sources = {"": teacher}
-        sources |= {student: str(cell.folder(options.out, seed) / "student") for student, (cell, seed) in cells.items()}
+    for task in grid.tasks:
+        chosen = {cell.student: cell for cell in reversed(found) if cell.task == task}
+        if not chosen:
+            continue
+        config = grid.config(next(iter(chosen.values())), out)
+        data = load_data(config.data)
+        rows = next(iter(data.evals.values()))
+        rows = rows.select(range(min(64, len(rows))))
+        sources = {"": str(config.teacher)} | {student: str(cell.folder(out) / "student") for student, cell in chosen.items()}
         models = {name: (load_classifier(source, data.task), load_tokenizer(source)) for name, source in sources.items()}
         pairs = rows["text_pair"] if "text_pair" in rows.column_names else None
-        taken = latency(models, rows["text"], pairs, repeats=1 if options.quick else 15)
-        for cell, runs in found.items():
+        taken = latency(models, rows["text"], pairs, repeats=repeats)
+        for cell, metrics in found.items():
             if cell.task == task:
-                for metrics in runs.values():
-                    metrics["student"]["latency"], metrics["teacher"]["latency"] = taken[cell.student], taken[""]
+                metrics["student"]["latency"], metrics["teacher"]["latency"] = taken[cell.student], taken[""]
 
 
 def figure(metrics: dict[str, Any], name: str, role: str = "student") -> float:
     """One number of a run; nan where a task has none (agreement of a regressor)."""
     value: Any = metrics[role]
-    path = COLUMNS[name]
-    if not path:
-        scores = next(iter(value["scores"].values()))
-        return float(scores[metrics["task"]["metrics"][0]])
-    for part in path:
+    for part in COLUMNS[name] or (name,):
         if not isinstance(value, dict):
             return float("nan")
         value = next(iter(value.values()), None) if part == "*" else value.get(part)
     return float("nan") if value is None else float(value)
 
 
-def gathered(found: dict[Cell, dict[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row per cell: every seed's figures by column."""
-    return [
-        {"task": cell.task, "student": cell.student, "method": cell.method, "seeds": list(runs)}
-        | {name: [figure(metrics, name) for metrics in runs.values()] for name in COLUMNS}
-        for cell, runs in found.items()
-    ]
+def gathered(found: Found) -> list[dict[str, Any]]:
+    """One row per task, student and method: every seed's figures by column."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for cell, metrics in found.items():
+        start = {"task": cell.task, "student": cell.student, "method": cell.method, "seeds": []} | {
+            name: [] for name in COLUMNS
+        }
+        row = rows.setdefault((cell.task, cell.student, cell.method), start)
+        row["seeds"].append(cell.seed)
+        for name in COLUMNS:
+            row[name].append(figure(metrics, name))
+    places = list(dict.fromkeys(cell.student for cell in found))
+    return sorted(rows.values(), key=lambda row: places.index(row["student"]))
 
 
-def teachers(found: dict[Cell, dict[int, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+def teachers(found: Found) -> dict[str, dict[str, float]]:
     """The teacher of each task: its score, size and latency."""
     own = [name for name in COLUMNS if not COLUMNS[name] or COLUMNS[name][0] in ("parameters", "bytes", "latency")]
-    first = {cell.task: next(iter(runs.values())) for cell, runs in reversed(found.items())}
+    first = {cell.task: metrics for cell, metrics in reversed(found.items())}
     return {task: {name: figure(metrics, name, "teacher") for name in own} for task, metrics in first.items()}
 
 
@@ -261,8 +211,8 @@ def panel(
     return f'<g transform="translate{corner}">{"".join(parts)}</g>'
 
 
-def prepare_quick(folder: Path) -> str:
-    """A tiny random encoder and made-up reviews in `folder`; returns the encoder's folder."""
+def prepare_quick(folder: Path) -> dict[str, Any]:
+    """A tiny random encoder and made-up reviews in `folder`; returns the settings of an experiment on them."""
     words = "the a was is film story plot cast very not good great lovely bad dull awful .".split()
     chosen = random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -286,53 +236,54 @@ def prepare_quick(folder: Path) -> str:
     )
     BertForSequenceClassification(config).save_pretrained(folder / "encoder")
     tokenizer.save_pretrained(folder / "encoder")
-    return str(folder / "encoder")
-
-
-def names(text: str) -> list[str]:
-    """A list from the command line; specs have commas in them, so semicolons part them."""
-    return [part.strip() for part in text.split(";") if part.strip()]
+    specs = ("layers:last:2", "layers:2,ffn=32", "bilstm:hidden=8,embed=16", "textcnn:filters=8,embed=16")
+    steps = {"max_steps": 4, "use_cpu": True}
+    return {
+        "tasks": {"quick": {"data": {"train": str(folder / "train.csv"), "eval": str(folder / "dev.csv")}}},
+        "students": {spec.replace(":", "-").replace(",", "-").replace("=", ""): spec for spec in specs},
+        "methods": ["plain", "perturbation"],
+        "seeds": [0, 1],
+        "base": {
+            "teacher_init": str(folder / "encoder"),
+            "train": steps,
+            "teach": steps,
+            "evaluate": {"explained": 8, "shown": 2, "latency_repeats": 1},
+            "max_length": 32,
+        },
+    }
 
 
 def main() -> None:
     """Read flags, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glue-dir", type=Path)
-    parser.add_argument("--tasks", type=names, default=["sst2", "mrpc"], help='"sst2;mrpc"')
-    parser.add_argument(
-        "--students", type=names, default=["layers:3", "layers:6", "bilstm", "textcnn"], help='"layers:3;bilstm"'
-    )
-    parser.add_argument("--methods", type=names, default=["plain", "perturbation"], help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("settings", type=Path, nargs="?", help="the experiment, as `egkd glue` takes it")
+    parser.add_argument("--glue-dir")
     parser.add_argument("--teacher", action="append", default=[], help="fine-tuned already: sst2=FOLDER, once per task")
-    parser.add_argument("--teacher-init")
-    parser.add_argument("--teacher-limit", type=int, default=8000)
-    parser.add_argument("--teacher-epochs", type=float, default=2)
-    parser.add_argument("--train-limit", type=int, default=5000)
-    parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--word-epochs", type=float, default=8, help="of BiLSTM and TextCNN")
-    parser.add_argument("--explained", type=int, default=200, help="evaluation rows on which explanations are compared")
+    parser.add_argument("--teacher-init", help="an encoder to fine-tune, for the other tasks")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--no-run", action="store_true", help="draw what is there")
+    parser.add_argument("--no-timing", action="store_true", help="keep the latencies that the runs measured one by one")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--no-timing", action="store_true", help="keep the latencies that the runs measured one by one")
     options = parser.parse_args()
-    options.teacher = dict(part.split("=", 1) for part in options.teacher)
-    if options.quick:
-        options.tasks, options.teacher, options.teacher_epochs = ["quick"], {}, 1
-        options.teacher_init = prepare_quick(options.out / "quick")
-        options.students = ["layers:last:2", "layers:2,ffn=32", "bilstm:hidden=8,embed=16", "textcnn:filters=8,embed=16"]
-        options.seeds = options.seeds[:2]
-    elif options.teacher_init is None and set(options.tasks) - set(options.teacher):
-        parser.error("give --teacher TASK=FOLDER for every task, or --teacher-init")
-    found = run_all(options)
+    if bool(options.settings) == options.quick:
+        parser.error("give a file of settings, or --quick")
+    settings = prepare_quick(options.out / "quick") if options.quick else read_yaml(options.settings)
+    base = {"data": {"glue_dir": options.glue_dir}} if options.glue_dir else {}
+    base |= {"teacher_init": options.teacher_init} if options.teacher_init else {}
+    known = dict(part.split("=", 1) for part in options.teacher)
+    grid = GridConfig.of(merge(settings, {"base": base, "teachers": known}))
+    if not options.no_run:
+        run(grid, options.out, jobs=options.jobs)
+    found = gather(grid, options.out)
     if not options.no_timing:
-        time_all(options, found)
-    rows, known = gathered(found), teachers(found)
-    settings = {name: str(value) for name, value in vars(options).items()}
-    write_json(options.out / "students.json", {"settings": settings, "teachers": known, "students": rows})
-    write_text(options.out / "students.md", table(rows, known))
-    write_text(options.out / "students.svg", plot(rows, known))
-    print((options.out / "students.md").read_text())
+        time_all(grid, options.out, found, repeats=1 if options.quick else 15)
+    rows, own = gathered(found), teachers(found)
+    results = options.out / "results"
+    write_json(results / "students.json", {"settings": grid.model_dump(mode="json"), "teachers": own, "students": rows})
+    write_text(results / "students.md", table(rows, own))
+    write_text(results / "students.svg", plot(rows, own))
+    print((results / "students.md").read_text())
 
 
 if __name__ == "__main__":
