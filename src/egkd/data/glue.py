@@ -21,7 +21,7 @@ ENTAILMENT = ("entailment", "not_entailment")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
+class Layout:
     """What a task is and where its columns are."""
 
     folder: str
@@ -41,16 +41,16 @@ class _Layout:
 
 
 _SENTENCES = ("sentence1", "sentence2")
-_LAYOUTS = {
-    "cola": _Layout(
+LAYOUTS = {
+    "cola": Layout(
         folder="CoLA",
         label_names=("unacceptable", "acceptable"),
         metrics=("matthews_correlation",),
         hub=("sentence",),
         header=("source", "label", "mark", "sentence"),
     ),
-    "sst2": _Layout(folder="SST-2", label_names=("negative", "positive"), hub=("sentence",)),
-    "mrpc": _Layout(
+    "sst2": Layout(folder="SST-2", label_names=("negative", "positive"), hub=("sentence",)),
+    "mrpc": Layout(
         folder="MRPC",
         label_names=("not_equivalent", "equivalent"),
         metrics=("f1", "accuracy"),
@@ -58,7 +58,7 @@ _LAYOUTS = {
         tsv=("#1 String", "#2 String"),
         tsv_label="Quality",
     ),
-    "qqp": _Layout(
+    "qqp": Layout(
         folder="QQP",
         label_names=("not_duplicate", "duplicate"),
         metrics=("f1", "accuracy"),
@@ -66,8 +66,8 @@ _LAYOUTS = {
         tsv_label="is_duplicate",
         skip_malformed=True,
     ),
-    "stsb": _Layout(folder="STS-B", metrics=("pearson", "spearmanr"), hub=_SENTENCES, tsv_label="score", labels="scores"),
-    "mnli": _Layout(
+    "stsb": Layout(folder="STS-B", metrics=("pearson", "spearmanr"), hub=_SENTENCES, tsv_label="score", labels="scores"),
+    "mnli": Layout(
         folder="MNLI",
         label_names=("entailment", "neutral", "contradiction"),
         hub=("premise", "hypothesis"),
@@ -75,11 +75,11 @@ _LAYOUTS = {
         tsv_label="gold_label",
         labels="names",
     ),
-    "qnli": _Layout(folder="QNLI", label_names=ENTAILMENT, hub=("question", "sentence"), labels="names"),
-    "rte": _Layout(folder="RTE", label_names=ENTAILMENT, hub=_SENTENCES, labels="names"),
-    "wnli": _Layout(folder="WNLI", label_names=("not_entailment", "entailment"), hub=_SENTENCES),
+    "qnli": Layout(folder="QNLI", label_names=ENTAILMENT, hub=("question", "sentence"), labels="names"),
+    "rte": Layout(folder="RTE", label_names=ENTAILMENT, hub=_SENTENCES, labels="names"),
+    "wnli": Layout(folder="WNLI", label_names=("not_entailment", "entailment"), hub=_SENTENCES),
 }
-GLUE_TASKS = tuple(_LAYOUTS)
+GLUE_TASKS = tuple(LAYOUTS)
 
 
 def load_glue(
@@ -95,12 +95,12 @@ def load_glue(
     Limits take a seeded random sample without replacement. MNLI's evaluation sets are `dev_matched` and `dev_mismatched`,
     those of the others `dev`. Raises ValueError for an unknown task, missing or malformed files, or an unreachable hub.
     """
-    key = _key(name)
-    if key not in _LAYOUTS:
+    key = spelling(name)
+    if key not in LAYOUTS:
         raise ValueError(
             f"unknown GLUE task {name!r}{did_you_mean(key, GLUE_TASKS, ', ') or ','} expected one of {', '.join(GLUE_TASKS)}"
         )
-    layout = _LAYOUTS[key]
+    layout = LAYOUTS[key]
     task = Task(
         name=key,
         kind="classification" if layout.label_names else "regression",
@@ -117,12 +117,12 @@ def load_glue(
     )
 
 
-def _key(name: str) -> str:
+def spelling(name: str) -> str:
     """ "STS-B", "sts_b" and "stsb" are one."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _from_hub(task: Task, layout: _Layout, evals: tuple[str, ...]) -> tuple[dict[str, Dataset], list[str]]:
+def _from_hub(task: Task, layout: Layout, evals: tuple[str, ...]) -> tuple[dict[str, Dataset], list[str]]:
     try:
         splits = load_dataset(HUB, task.name)
     except (OSError, ValueError, DatasetsError) as error:  # no network, a cache without this task, an error of the hub
@@ -145,13 +145,13 @@ def _from_hub(task: Task, layout: _Layout, evals: tuple[str, ...]) -> tuple[dict
 
 
 def _from_directory(
-    task: Task, layout: _Layout, evals: tuple[str, ...], directory: Path
+    task: Task, layout: Layout, evals: tuple[str, ...], directory: Path
 ) -> tuple[dict[str, Dataset], list[str]]:
     directory = directory.expanduser()
     if not directory.is_dir():
         raise ValueError(f"--glue-dir {directory} is not a directory: expected one that holds {layout.folder}/train.tsv")
     folders = sorted(path for path in directory.iterdir() if path.is_dir())
-    folder = next((path for path in folders if _key(path.name) == task.name), None)
+    folder = next((path for path in folders if spelling(path.name) == task.name), None)
     if folder is None:
         found = ", ".join(path.name for path in folders) or "no folder"
         raise ValueError(f"{directory} has no folder {layout.folder} for {task.name}, found {found}: check --glue-dir")
@@ -171,7 +171,7 @@ def _from_directory(
     return splits, notes
 
 
-def _read_tsv(path: Path, task: Task, layout: _Layout) -> tuple[dict[str, list[Any]], int]:
+def _read_tsv(path: Path, task: Task, layout: Layout) -> tuple[dict[str, list[Any]], int]:
     """Columns of a GLUE file and the number of lines skipped. A quote is a character like others, a tab always separates."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: sentences hold exotic line separators

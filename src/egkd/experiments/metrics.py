@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.stats import rankdata
 
-_AT_ONCE = 2**22  # numbers of a block of resamples: 32 MB
+_AT_ONCE = 2**22  # numbers of a block of resamples: 16 MB
 
 
 def bootstrap(metric: str, labels_N: np.ndarray, predictions_NM: np.ndarray, resamples: int, seed: list[int]) -> np.ndarray:
@@ -26,7 +26,7 @@ def bootstrap(metric: str, labels_N: np.ndarray, predictions_NM: np.ndarray, res
         if metric == "spearmanr":
             parts.append(_weighted_spearman(weights_BN, labels_N, predictions_NM))
         else:
-            parts.append(value(np.matmul(weights_BN, moments_KNM)))
+            parts.append(value(_sums(weights_BN, moments_KNM)))
     return np.concatenate(parts)
 
 
@@ -43,7 +43,7 @@ def swap(
     first_KNM, second_KNM = moments(labels_N, first_NM), moments(labels_N, second_NM)
     parts = []
     for swapped_BN in _coins(len(labels_N), resamples, seed):
-        moved_KBM = np.matmul(swapped_BN, second_KNM - first_KNM)
+        moved_KBM = _sums(swapped_BN, second_KNM - first_KNM)
         sums = (first_KNM.sum(1)[:, None] + moved_KBM, second_KNM.sum(1)[:, None] - moved_KBM)
         parts.append(value(sums[0]) - value(sums[1]))
     return np.concatenate(parts)
@@ -64,13 +64,13 @@ def _counts(examples: int, resamples: int, seed: list[int]) -> Iterator[np.ndarr
     generator = np.random.default_rng(seed)
     for size in _blocks(examples, resamples):
         drawn_BN = generator.integers(examples, size=(size, examples)) + examples * np.arange(size)[:, None]
-        yield np.bincount(drawn_BN.ravel(), minlength=size * examples).reshape(size, examples).astype(float)
+        yield np.bincount(drawn_BN.ravel(), minlength=size * examples).reshape(size, examples).astype(np.float32)
 
 
 def _coins(examples: int, resamples: int, seed: list[int]) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(seed)
     for size in _blocks(examples, resamples):
-        yield generator.integers(2, size=(size, examples)).astype(float)
+        yield generator.integers(2, size=(size, examples), dtype=np.uint8).astype(np.float32)
 
 
 def _blocks(examples: int, resamples: int) -> list[int]:
@@ -78,12 +78,17 @@ def _blocks(examples: int, resamples: int) -> list[int]:
     return [min(size, resamples - start) for start in range(0, resamples, size)]
 
 
+def _sums(weights_BN: np.ndarray, moments_KNM: np.ndarray) -> np.ndarray:
+    """Weighted sums over examples, [K, B, M]."""
+    return np.tensordot(weights_BN, moments_KNM, axes=(1, 1)).swapaxes(0, 1)
+
+
 def _class_moments(labels_N: np.ndarray, predictions_NM: np.ndarray) -> np.ndarray:
     """Right answers, answers and labels of each class: [3 * C, N, M]."""
     classes_C11 = np.arange(max(2, int(labels_N.max()) + 1, int(predictions_NM.max()) + 1))[:, None, None]
     answered_CNM = predictions_NM == classes_C11
     labelled_CNM = np.broadcast_to(labels_N[:, None] == classes_C11, answered_CNM.shape)
-    return np.concatenate([answered_CNM & labelled_CNM, answered_CNM, labelled_CNM]).astype(float)
+    return np.concatenate([answered_CNM & labelled_CNM, answered_CNM, labelled_CNM]).astype(np.float32)
 
 
 Counts = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -93,7 +98,7 @@ def _of_classes(value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray
     """A metric of the sums of `_class_moments`, from one of right answers, answers and labels [C, R, M]."""
 
     def compute(sums_KRM: np.ndarray) -> np.ndarray:
-        right_CRM, answered_CRM, labelled_CRM = np.split(sums_KRM, 3)
+        right_CRM, answered_CRM, labelled_CRM = np.split(sums_KRM.astype(float), 3)
         return value(right_CRM, answered_CRM, labelled_CRM)
 
     return compute
@@ -131,7 +136,7 @@ def _standardised(values_NX: np.ndarray) -> np.ndarray:
 
 
 def _number_moments(labels_N: np.ndarray, predictions_NM: np.ndarray) -> np.ndarray:
-    """1, x, y, x², y², xy of the standardised numbers: [6, N, M]."""
+    """1, x, y, x², y², xy of the standardised numbers: [6, N, M], in double precision: they are subtracted from each other."""
     x_NM = _standardised(predictions_NM)
     y_NM = np.broadcast_to(_standardised(labels_N)[:, None], x_NM.shape)
     return np.stack([np.ones_like(x_NM), x_NM, y_NM, x_NM**2, y_NM**2, x_NM * y_NM])
@@ -146,25 +151,27 @@ def _correlation(sums_KRM: np.ndarray) -> np.ndarray:
 
 def _weighted_spearman(weights_BN: np.ndarray, labels_N: np.ndarray, predictions_NM: np.ndarray) -> np.ndarray:
     """Spearman's correlation [B, M] of samples in which example n stands `weights_BN` times."""
-    middle = (len(labels_N) + 1) / 2  # the mean of ranks, ties or not
-    labels_BN = _weighted_ranks(weights_BN, labels_N) - middle
-    weighted_BN = weights_BN * labels_BN
-    labels_B = np.einsum("bn,bn->b", weighted_BN, labels_BN)
+    weights_NB = np.ascontiguousarray(weights_BN.T)  # so that examples are picked as whole rows
+    middle = np.float32((len(labels_N) + 1) / 2)  # the mean of ranks, ties or not
+    labels_NB = _weighted_ranks(weights_NB, labels_N) - middle
+    weighted_NB = weights_NB * labels_NB
+    labels_B = np.einsum("nb,nb->b", weighted_NB, labels_NB)
     columns = []
     for predictions_N in predictions_NM.T:
-        ranks_BN = _weighted_ranks(weights_BN, predictions_N) - middle
-        own_B = np.einsum("bn,bn,bn->b", weights_BN, ranks_BN, ranks_BN)
-        columns.append(_ratio(np.einsum("bn,bn->b", weighted_BN, ranks_BN), np.sqrt(labels_B * own_B)))
+        ranks_NB = _weighted_ranks(weights_NB, predictions_N) - middle
+        own_B = np.einsum("nb,nb,nb->b", weights_NB, ranks_NB, ranks_NB)
+        columns.append(_ratio(np.einsum("nb,nb->b", weighted_NB, ranks_NB), np.sqrt(labels_B * own_B)))
     return np.stack(columns, axis=1)
 
 
-def _weighted_ranks(weights_BN: np.ndarray, values_N: np.ndarray) -> np.ndarray:
-    """Ranks, ties at their mean, of samples in which example n stands `weights_BN` times."""
+def _weighted_ranks(weights_NB: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """Ranks [N, B], ties at their mean, of samples in which example n stands `weights_NB` times."""
     _, place_N, count_G = np.unique(values_N, return_inverse=True, return_counts=True)
-    starts_G = np.cumsum(count_G) - count_G
-    weights_BG = np.add.reduceat(weights_BN[:, np.argsort(place_N, kind="stable")], starts_G, axis=1)
-    ranks_BG = np.cumsum(weights_BG, axis=1) - (weights_BG - 1) / 2
-    return ranks_BG[:, place_N]
+    weights_GB = weights_NB[np.argsort(place_N, kind="stable")]
+    if len(count_G) < len(values_N):
+        weights_GB = np.add.reduceat(weights_GB, np.cumsum(count_G) - count_G, axis=0)
+    ranks_GB = np.cumsum(weights_GB, axis=0) - (weights_GB - 1) / 2
+    return ranks_GB[place_N]
 
 
 _SUMS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {

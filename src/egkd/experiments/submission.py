@@ -1,0 +1,124 @@
+"""A submission to GLUE's test server: a zip of eleven files, `index` and `prediction` for every row of a test set.
+
+The server takes all files or none, so tasks without a student get one and the same prediction for every row, which is said.
+Files and labels as GLUE documents them (https://gluebenchmark.com/faq): classes by number, those of MNLI, QNLI, RTE and the
+diagnostic set AX (answered by MNLI's student) by name, STS-B as numbers from 0 to 5.
+"""
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from egkd.data import Task
+from egkd.data.glue import LAYOUTS, spelling
+from egkd.data.glue_server import SERVER_SETS, load_server_set
+from egkd.experiments.records import Record
+from egkd.predict import predict_logits
+from egkd.report.wording import listed
+from egkd.students import label_order, load_classifier, load_tokenizer
+from egkd.text import MAX_LENGTH
+
+_NAMED = ("mnli", "qnli", "rte")  # tasks whose classes are written by name
+_DATE = (1980, 1, 1, 0, 0, 0)  # of the files in the zip, so that equal predictions make equal zips
+
+
+def chosen_students(records: Sequence[Record], student: str, method: str) -> dict[str, Path]:
+    """For each task in GLUE the folder of the student that did best on its dev set, over seeds and grid entries.
+
+    Raises ValueError where no such run is finished, or its weights are not there.
+    """
+    best: dict[str, Record] = {}
+    for record in records:
+        if (record.student, record.method) == (student, method) and record.data in LAYOUTS:
+            other = best.get(record.data)
+            if other is None or record.score > other.score:
+                best[record.data] = record
+    if not best:
+        known = ", ".join(sorted({f"{record.student}/{record.method}" for record in records})) or "none"
+        raise ValueError(f"no task of GLUE has a finished run of {student}/{method}; finished are: {known}")
+    for record in best.values():
+        if not any((record.folder / "student").glob("model*.safetensors")):
+            raise ValueError(f"{record.folder} did not keep its student's weights; run it again with keep_students: true")
+    return {task: record.folder / "student" for task, record in best.items()}
+
+
+def write_submission(
+    students: Mapping[str, Path],
+    out: Path,
+    *,
+    glue_dir: str | Path | None = None,
+    max_length: int = MAX_LENGTH,
+    trust_remote_code: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Predict every test set that has a student (by task: `{"sst2": folder}`) and write the zip `out`, whole or not at all.
+
+    `glue_dir` has test.tsv beside each task's train.tsv and diagnostic/diagnostic.tsv; without one the hub is asked. `tell`
+    hears which files hold a constant. Raises ValueError for an unknown task, a student that cannot answer it, a missing test
+    set of a task that has a student, or a test set that is not GLUE's.
+    """
+    folders = {spelling(task): Path(folder) for task, folder in students.items()}
+    unknown = [task for task in folders if task not in LAYOUTS]
+    if unknown or not folders:
+        raise ValueError(f"{unknown[0] if unknown else 'nothing'} to submit for: expected tasks of {', '.join(LAYOUTS)}")
+    texts = {name: load_server_set(name, glue_dir) if test.task in folders else None for name, test in SERVER_SETS.items()}
+    missing = [
+        "/".join(test.tsv)
+        for name, test in SERVER_SETS.items()
+        if test.task in folders and texts[name] is None and name != "AX.tsv"  # which many copies of GLUE lack
+    ]
+    if missing:
+        raise ValueError(f"{glue_dir} has no {' and no '.join(missing)}: a submission needs GLUE's test sets")
+    files, constant = {}, []
+    for name, test in SERVER_SETS.items():
+        rows = texts[name]
+        if rows is None:
+            files[name] = [_constant(test.task)] * test.size
+            constant.append(name)
+            continue
+        tell(f"{name}: {test.size:,} predictions")
+        task, folder = _task(test.task), str(folders[test.task])
+        model = load_classifier(folder, task, trust_remote_code=trust_remote_code)
+        if torch.cuda.is_available():
+            model.cuda()
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        logits_NC = predict_logits(model, tokenizer, rows, max_length=max_length)
+        files[name] = _written(task, logits_NC, label_order(model, task, folder), folder)
+    if constant:
+        tell(f"without a student or a test set, and so the same prediction for every row: {listed(constant)}")
+    return _zipped(files, out)
+
+
+def _task(name: str) -> Task:
+    layout = LAYOUTS[name]
+    kind = "classification" if layout.label_names else "regression"
+    return Task(name=name, kind=kind, label_names=layout.label_names, metrics=layout.metrics)  # type: ignore[arg-type]
+
+
+def _written(task: Task, logits_NC: np.ndarray, order: Sequence[int], source: str) -> list[str]:
+    """Predictions as the server reads them; `order` are the task's label ids by the model's."""
+    if not np.isfinite(logits_NC).all():
+        raise ValueError(f"{source} answers with numbers that are not finite: its training diverged; choose another student")
+    if task.kind == "regression":
+        return [f"{value:.3f}" for value in logits_NC[:, 0].clip(0, 5)]
+    ids = [order[answer] for answer in logits_NC.argmax(1)]
+    return [task.label_names[number] if task.name in _NAMED else str(number) for number in ids]
+
+
+def _constant(task: str) -> str:
+    """What is predicted where nobody can."""
+    return LAYOUTS[task].label_names[0] if task in _NAMED else "0" if LAYOUTS[task].label_names else "0.000"
+
+
+def _zipped(files: Mapping[str, Sequence[str]], out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.tmp")
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, predictions in files.items():
+            lines = ["index\tprediction", *(f"{index}\t{prediction}" for index, prediction in enumerate(predictions))]
+            archive.writestr(zipfile.ZipInfo(name, _DATE), "\n".join(lines) + "\n", zipfile.ZIP_DEFLATED)
+    unfinished.replace(out)
+    return out
