@@ -118,6 +118,7 @@ class DistillationTrainer(Trainer):
         self._differentiates_twice = any(objective.differentiates_twice for objective in self.objectives)
         lessons: dict[str, Lessons] = {}
         if train_dataset is not None:
+            check_labelled(self.objectives, train_dataset)
             encoded = encode_dataset(train_dataset, processing_class, max_length)
             if voices and any(o.has_lesson for o in self.objectives):
                 lessons = teach_all(
@@ -145,7 +146,6 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            check_labelled(self.objectives, train_dataset)
             data_collator=DistillationCollator(self._pad_token_id, lessons),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
