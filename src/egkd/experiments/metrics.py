@@ -35,8 +35,8 @@ def swap(
 ) -> np.ndarray:
     """`metric` of the first minus that of the second [R, M], their answers to an example swapped with probability 1/2.
 
-    The same swaps for every column. Answers of a regression are standardised before, for Spearman's correlation ranked: runs
-    differ in their scale, and what is exchanged must not.
+    The same swaps for every column. Answers of a regression are standardised before, for Spearman's correlation their ranks:
+    runs differ in their scale, and what is exchanged must not.
     """
     labels_N, first_NM, second_NM = (_ready(metric, values) for values in (labels_N, first_NM, second_NM))
     moments, value = _SUMS[metric]

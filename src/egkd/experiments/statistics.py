@@ -6,7 +6,9 @@ takes both into account, the test asks about the examples (of one task) or the r
 *Interval*: paired hierarchical bootstrap, 95 %, percentiles. Each resample draws examples with replacement, the same for both
 methods and every seed, and seeds with replacement, the same for both methods; the task's metrics are computed anew on each.
 Of S seeds S - 1 are drawn, which makes the variance between a few seeds unbiased (Rao & Wu 1988, J. Am. Stat. Assoc. 83); what
-examples and seeds share is counted more than once, so the interval is rather too wide (Owen 2007, Ann. Appl. Stat. 1).
+seeds do to single examples is counted with both, so the interval is rather too wide (Owen 2007, Ann. Appl. Stat. 1) as long as
+examples, not seeds, make most of the variance. It never reaches beyond the seeds that were run: where they make all of it, it
+covers the truth in at most 1 - 2^(1 - S) of cases, 75 % for 3 seeds and 94 % for 5.
 
 *Test on a task*: paired permutation test. The answers of the two methods to an example, of all seeds together, change sides
 with probability 1/2; p is the share of such samples, and of the one observed, with a difference at least as large.

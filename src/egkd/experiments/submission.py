@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from egkd.data import Task
 from egkd.data.glue import LAYOUTS, spelling
@@ -83,7 +84,7 @@ def write_submission(
         task, folder = _task(test.task), str(folders[test.task])
         model = load_classifier(folder, task, trust_remote_code=trust_remote_code)
         if torch.cuda.is_available():
-            model.cuda()
+            nn.Module.to(model, "cuda")  # PreTrainedModel's own is not typed
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         logits_NC = predict_logits(model, tokenizer, rows, max_length=max_length)
         files[name] = _written(task, logits_NC, label_order(model, task, folder), folder)
