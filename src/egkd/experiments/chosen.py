@@ -1,0 +1,140 @@
+"""What came of a sweep: every trial, the values chosen for each method, and a grid in which the chosen ones meet the dev set.
+
+`results/` of a sweep's folder holds `sweep.json` (all of it), `sweep.md` (for people) and `grid.yaml` (for `egkd glue`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from egkd.experiments.grid import student_name
+from egkd.experiments.space import Range, SweepConfig, nested, spelled
+from egkd.runs import read_json, write_json, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run of a sweep."""
+
+    number: int
+    state: str
+    """`complete`, `running` (perhaps by a worker that died), or `fail`: its score was no number."""
+    values: dict[str, Any]
+    score: float | None
+    folder: Path
+
+
+def best(trials: Sequence[Trial]) -> Trial | None:
+    """The first of those with the highest score."""
+    done = [trial for trial in trials if trial.score is not None]
+    return max(done, key=lambda trial: trial.score or 0.0, default=None)
+
+
+def write_results(config: SweepConfig, out: Path, trials: Mapping[str, Sequence[Trial]], metric: str) -> None:
+    """Write `results/` of the sweep in `out` anew."""
+    folder = out / "results"
+    folder.mkdir(exist_ok=True)
+    chosen = {method: found for method, its in trials.items() if (found := best(its)) is not None}
+    write_json(folder / "sweep.json", _whole(config, out, trials, metric))
+    write_text(folder / "sweep.md", "\n".join(_page(config, trials, metric)) + "\n")
+    grid = grid_of(config, {method: trial.values for method, trial in chosen.items()})
+    head = f"# The best of {config.trials} trials of each method in {out.name}, told by rows held out of train.\n"
+    write_text(folder / "grid.yaml", head + yaml.safe_dump(grid, sort_keys=False, allow_unicode=True))
+
+
+def grid_of(config: SweepConfig, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of a grid that runs the methods with the values chosen for this task, judged on its own evaluation data.
+
+    Several tasks' grids make one when their `tasks` and `teachers` are put together.
+    """
+    base = {name: value for name, value in config.base.items() if name not in ("data", "student", "teacher", "seed")}
+    data = {name: value for name, value in config.base["data"].items() if name != "held_out"}
+    task = str(data.get("task") or student_name(Path(_first(data.get("train") or data.get("eval"))).stem))
+    student = str(config.base.get("student", "layers:3"))
+    entry = {"data": data, "methods": {method: nested(values) for method, values in chosen.items() if values}}
+    grid: dict[str, Any] = {
+        "tasks": {task: entry},
+        "students": {student_name(student): student},
+        "methods": {method: {k: v for k, v in config.methods[method].items() if k != "space"} for method in chosen},
+        "base": base,
+    }
+    if config.base.get("teacher"):
+        grid["teachers"] = {task: str(config.base["teacher"])}
+    if "plain" not in chosen and chosen:
+        grid["baseline"] = next(iter(chosen))
+    return grid
+
+
+def _first(files: Any) -> str:
+    return str(files if isinstance(files, str | Path) else files[0])
+
+
+def _whole(config: SweepConfig, out: Path, trials: Mapping[str, Sequence[Trial]], metric: str) -> dict[str, Any]:
+    methods: dict[str, Any] = {}
+    for method, its in trials.items():
+        found = best(its)
+        methods[method] = {
+            "budget": config.trials,
+            "space": {name: _space(values) for name, values in config.space_of(method).items()},
+            "best": None if found is None else {"trial": found.number, "score": found.score, "values": found.values},
+            "trials": [
+                {
+                    "number": trial.number,
+                    "state": trial.state,
+                    "score": trial.score,
+                    "values": trial.values,
+                    "seconds": _seconds(trial),
+                    "folder": str(trial.folder.relative_to(out)),
+                }
+                for trial in its
+            ],
+        }
+    return {"metric": metric, "settings": config.model_dump(mode="json"), "methods": methods}
+
+
+def _space(values: Any) -> Any:
+    return values.model_dump(exclude_none=True) if isinstance(values, Range) else list(values)
+
+
+def _seconds(trial: Trial) -> float | None:
+    file = trial.folder / "training.json"
+    return read_json(file)["seconds"] if file.exists() else None
+
+
+def _page(config: SweepConfig, trials: Mapping[str, Sequence[Trial]], metric: str) -> list[str]:
+    lines = [
+        "# Sweep",
+        "",
+        f"{config.trials} trials of each method. Scores are {metric} on rows held out of train; the dev set was not looked at.",
+        "The best of many scores flatters: these choose values, and say nothing of how methods compare.",
+        "",
+        "## Chosen values",
+        "",
+        "| method | trials | best | values |",
+        "|---|---:|---:|---|",
+    ]
+    for method, its in trials.items():
+        found, done = best(its), sum(trial.state != "running" for trial in its)
+        told = ("–", "–") if found is None else (f"{found.score:.4f}", spelled(found.values) or "–")
+        lines.append(f"| {method} | {done} of {config.trials} | {' | '.join(told)} |")
+    lines += ["", "## Search space", "", "| method | setting | values |", "|---|---|---|"]
+    for method in trials:
+        lines += [f"| {method} | {name} | {_range(values)} |" for name, values in config.space_of(method).items()]
+    for method, its in trials.items():
+        names = list(config.space_of(method))
+        lines += ["", f"## {method}", "", "| trial | score | " + " | ".join(names) + " |", "|---:" * (2 + len(names)) + "|"]
+        for trial in its:
+            score = trial.state if trial.score is None else f"{trial.score:.4f}"
+            values = [spelled({name: trial.values[name]}).removeprefix(f"{name} ") for name in names]
+            lines.append(f"| {' | '.join([str(trial.number), score, *values])} |")
+    return lines
+
+
+def _range(values: Any) -> str:
+    if not isinstance(values, Range):
+        return ", ".join(map(str, values))
+    how = ", by ratio" if values.log else f", every {values.step:g}" if values.step else ""
+    return f"{values.low:g} to {values.high:g}{how}"

@@ -1,0 +1,332 @@
+"""Sweeps: equally many trials for all, whoever works at them and whatever dies; values chosen on rows held out of train."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from egkd.config import RunConfig, read_yaml
+from egkd.experiments.chosen import best
+from egkd.experiments.grid import Cell, GridConfig
+from egkd.experiments.space import SweepConfig, nested
+from egkd.experiments.sweep import check_runs, sweep
+
+pytestmark = pytest.mark.usefixtures("calm_libraries")
+SETTINGS: dict[str, Any] = {
+    "base": {"teacher": "my-teacher", "student": "layers:2", "data": {"task": "sst2", "train_limit": 500, "held_out": 0.2}},
+    "space": {"train.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "objectives.labels.weight": [0, 0.5, 1.0]},
+    "methods": {"plain": {}, "gradient": {"space": {"objectives.gradient.weight": {"low": 0.1, "high": 10, "log": True}}}},
+    "trials": 3,
+}
+
+
+def config_of(**settings: Any) -> SweepConfig:
+    return SweepConfig.of(SETTINGS | settings)
+
+
+class Runs:
+    """In the place of real runs: a score that is highest where the learning rate is 1e-4."""
+
+    def __init__(self, before: Callable[[Path], None] = lambda folder: None) -> None:
+        self.before = before
+        self.made: list[Path] = []
+        self.configs: dict[Path, RunConfig] = {}
+
+    def __call__(self, config: RunConfig, folder: Path) -> None:
+        self.made.append(folder)
+        self.configs[folder] = config
+        folder.mkdir(parents=True, exist_ok=True)
+        self.before(folder)
+        score = 1 - abs(math.log10(config.train["learning_rate"]) + 4) / 10
+        metrics = {"task": {"metrics": ["accuracy"]}, "student": {"scores": {"held_out": {"accuracy": score, "f1": 1 - score}}}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    def names(self) -> list[str]:
+        return [f"{folder.parent.name}/{folder.name}" for folder in self.made]
+
+
+def work(out: Path, runs: Runs, config: SweepConfig | None = None) -> dict[str, list[Any]]:
+    return sweep(config or config_of(), out, runs, tell=lambda line: None)
+
+
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results" / "sweep.json").read_text())
+
+
+def test_every_method_has_as_many_trials_within_its_space(tmp_path: Path) -> None:
+    runs = Runs()
+    found = work(tmp_path, runs)
+    assert Counter(folder.parent.name for folder in runs.made) == {"plain": 3, "gradient": 3}
+    assert [folder.parent.name for folder in runs.made[:4]] == ["plain", "gradient"] * 2  # in turns
+    for folder, config in runs.configs.items():
+        assert 1e-5 <= config.train["learning_rate"] <= 1e-3
+        assert config.objectives["labels"]["weight"] in (0, 0.5, 1.0)
+        assert config.data.held_out == 0.2
+        assert config.lessons == tmp_path / "lessons"
+        assert ("gradient" in config.objectives) == (folder.parent.name == "gradient")
+        if "gradient" in config.objectives:
+            assert 0.1 <= config.objectives["gradient"]["weight"] <= 10
+    assert all(trial.state == "complete" for trials in found.values() for trial in trials)
+    again = Runs()
+    work(tmp_path, again)
+    assert again.made == []
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    def values(name: str, **settings: Any) -> dict[str, list[Any]]:
+        found = work(tmp_path / name, Runs(), config_of(**settings))
+        return {method: [trial.values for trial in trials] for method, trials in found.items()}
+
+    one = values("one")
+    assert values("other") == one
+    assert values("seed", seed=1) != one
+    shared = [{name: each for name, each in trial.items() if "gradient" not in name} for trial in one["gradient"]]
+    assert shared == one["plain"]  # as long as chance alone chooses, methods try the same values of what they share
+
+
+def test_results_hold_space_budget_trials_and_the_best(tmp_path: Path) -> None:
+    runs = Runs()
+    work(tmp_path, runs)
+    found = results(tmp_path)
+    assert found["metric"] == "accuracy"
+    assert found["settings"]["base"] == SETTINGS["base"]
+    for method, told in found["methods"].items():
+        assert told["budget"] == 3
+        scores = [trial["score"] for trial in told["trials"]]
+        assert told["best"]["score"] == max(scores)
+        rate = told["best"]["values"]["train.learning_rate"]
+        assert told["best"]["score"] == pytest.approx(1 - abs(math.log10(rate) + 4) / 10)
+        assert [trial["folder"] for trial in told["trials"]] == [f"trials/{method}/000{number}" for number in range(3)]
+    assert found["methods"]["plain"]["space"]["objectives.labels.weight"] == [0, 0.5, 1.0]
+    page = (tmp_path / "results" / "sweep.md").read_text()
+    assert f"| plain | 3 of 3 | {found['methods']['plain']['best']['score']:.4f} |" in page
+    assert "| gradient | objectives.gradient.weight | 0.1 to 10, by ratio |" in page
+
+
+def test_another_metric_may_choose(tmp_path: Path) -> None:
+    found = work(tmp_path, Runs(), config_of(metric="f1"))
+    top = best(found["plain"])
+    assert top is not None
+    distances = [abs(math.log10(trial.values["train.learning_rate"]) + 4) / 10 for trial in found["plain"]]
+    assert top.score == pytest.approx(max(distances))
+    with pytest.raises(ValueError, match="metric 'f2' is not measured; measured are accuracy, f1"):
+        work(tmp_path / "other", Runs(), config_of(metric="f2"))
+
+
+def test_the_chosen_values_are_a_grid(tmp_path: Path) -> None:
+    """The very runs that the best trials were, but judged on the task's own evaluation data."""
+    runs = Runs()
+    found = work(tmp_path, runs)
+    grid = GridConfig.of(read_yaml(tmp_path / "results" / "grid.yaml"))
+    assert [str(cell) for cell in grid.cells()][:2] == ["sst2/layers-2/plain/0", "sst2/layers-2/gradient/0"]
+    for method, trials in found.items():
+        top = best(trials)
+        assert top is not None
+        run = grid.config(Cell(task="sst2", student="layers-2", method=method, seed=0), tmp_path)
+        trial = runs.configs[top.folder]
+        assert run.objectives == trial.objectives
+        assert (run.train["learning_rate"], run.teacher) == (trial.train["learning_rate"], "my-teacher")
+        assert run.data == trial.data.model_copy(update={"held_out": None})
+        assert run.evaluate.explained == 200
+
+
+def test_a_killed_trial_is_taken_up_in_its_own_folder(tmp_path: Path) -> None:
+    def die(folder: Path) -> None:
+        if len(runs.made) == 4:
+            raise KeyboardInterrupt
+
+    runs = Runs(die)
+    with pytest.raises(KeyboardInterrupt):
+        work(tmp_path, runs)
+    assert [trial["state"] for trial in results(tmp_path)["methods"]["gradient"]["trials"]] == ["complete"]
+    later = Runs()
+    found = work(tmp_path, later)
+    assert later.names() == [runs.names()[-1], "plain/0002", "gradient/0002"]
+    assert later.configs[later.made[0]] == runs.configs[runs.made[-1]]
+    whole = work(tmp_path / "whole", Runs())
+    assert [t.values for t in found["gradient"]] == [t.values for t in whole["gradient"]]  # as if nothing had happened
+
+
+def test_a_worker_that_is_killed_lets_go_of_its_trial(tmp_path: Path) -> None:
+    """A process of its own, killed in the midst of its second trial, when nothing can be tidied up any more."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_sweep import Runs, work
+work(Path(sys.argv[1]), Runs(lambda folder: os.kill(os.getpid(), signal.SIGKILL) if folder.parent.name == "gradient" else None))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=os.environ, check=False)
+    assert done.returncode == -signal.SIGKILL
+    runs = Runs()
+    found = work(tmp_path, runs)
+    assert runs.names()[0] == "gradient/0000"
+    assert {method: len(trials) for method, trials in found.items()} == {"plain": 3, "gradient": 3}
+
+
+def test_two_workers_share_the_trials(tmp_path: Path) -> None:
+    """While one is at its first trial, another does all the rest; nothing is done twice, and nothing is left out."""
+    second = Runs()
+
+    def meanwhile(folder: Path) -> None:
+        if not second.made:
+            work(tmp_path, second)
+
+    first = Runs(meanwhile)
+    found = work(tmp_path, first)
+    assert first.names() == ["plain/0000"]
+    assert sorted(second.names()) == ["gradient/0000", "gradient/0001", "gradient/0002", "plain/0001", "plain/0002"]
+    assert all(trial.state == "complete" for trials in found.values() for trial in trials)
+    assert len(results(tmp_path)["methods"]["plain"]["trials"]) == 3
+
+
+def test_a_score_that_is_no_number_counts_as_tried(tmp_path: Path) -> None:
+    class Broken(Runs):
+        def __call__(self, config: RunConfig, folder: Path) -> None:
+            super().__call__(config, folder)
+            metrics = {"task": {"metrics": ["accuracy"]}, "student": {"scores": {"held_out": {"accuracy": None}}}}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    runs = Broken()
+    found = work(tmp_path, runs)
+    assert len(runs.made) == 6
+    assert {trial.state for trials in found.values() for trial in trials} == {"fail"}
+    assert results(tmp_path)["methods"]["plain"]["best"] is None
+    assert "| plain | 3 of 3 | – | – |" in (tmp_path / "results" / "sweep.md").read_text()
+
+
+def test_a_folder_is_one_sweep_s_whose_trials_may_become_more(tmp_path: Path) -> None:
+    work(tmp_path, Runs())
+    for settings, part in (({"seed": 3}, "another sweep (seed)"), ({"trials": 2}, "another sweep (3 trials of each method)")):
+        with pytest.raises(ValueError, match="another sweep") as caught:
+            work(tmp_path, Runs(), config_of(**settings))
+        assert part in str(caught.value)
+    more = Runs()
+    work(tmp_path, more, config_of(trials=4))
+    assert more.names() == ["plain/0003", "gradient/0003"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="is not an empty folder and holds no sweep"):
+        work(tmp_path / "mine", Runs())
+
+
+DATA = {"task": "sst2", "held_out": 50}
+BASE = {"base": {"teacher": "t", "data": DATA}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"base": {"teacher": "t", "data": {"task": "sst2"}}}, "say how many: base.data.held_out=1000"),
+        ({"space": {"objectives.gradient.weight": [1, 2]}}, "varies what plain does not learn (labels, soft-labels)"),
+        ({"space": {"data.train_limit": [1, 2]}}, "data.train_limit varies the data"),
+        ({"space": {"train.learning_rate": {"low": 2, "high": 1}}}, "found low 2 above high 1"),
+        ({"space": {"train.learning_rate": {"low": 0.0, "high": 1, "log": True}}}, "log needs low above 0, and no step"),
+        ({"space": {"train.learning_rate": []}}, "train.learning_rate has no value to choose from"),
+        ({"space": {"max_length": [1, 64]}}, "max_length"),
+        ({"methods": []}, "methods names none"),
+        ({"methods": ["gradiant"]}, "unknown method 'gradiant'; did you mean 'gradient'?"),
+        (
+            {"methods": {"plain": {"data": {"train_limit": 5}}, "gradient": {}}},
+            "plain and gradient are judged on different data",
+        ),
+        ({"methods": {"plain": {"space": {"train.learning_rate": 5}}}}, "methods.plain.space.train.learning_rate"),
+        ({"trails": 3}, "unknown setting 'trails'; did you mean 'trials'?"),
+    ],
+)
+def test_what_cannot_work_is_one_line(settings: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        SweepConfig.of(SETTINGS | BASE | settings)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"space": {"train.learning_rat": [1e-4]}}, "plain with train.learning_rat 0.0001: unknown setting"),
+        ({"space": {"objectives.labels.weight": [0, -1]}}, "plain with objectives.labels.weight -1: objectives.labels.weight"),
+        ({"methods": {"a/b": {"objectives": {"gradient": {}}}}}, "methods: 'a/b' is to name a folder"),
+    ],
+)
+def test_both_ends_of_every_range_must_make_a_run(settings: dict[str, Any], part: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        check_runs(SweepConfig.of(SETTINGS | BASE | settings), tmp_path)
+    assert part in str(caught.value)
+
+
+def test_the_example_can_be_run(tmp_path: Path) -> None:
+    config = SweepConfig.of(read_yaml(Path(__file__).parents[2] / "examples" / "sweep.yaml"))
+    check_runs(config, tmp_path)
+    assert set(config.space_of("selection")) - set(config.space_of("plain")) == {
+        "objectives.selection.weight",
+        "objectives.selection.rate",
+    }
+
+
+def test_names_with_dots_are_sections() -> None:
+    assert nested({"train.learning_rate": 1, "train.warmup_steps": 2, "seed": 3}) == {
+        "train": {"learning_rate": 1, "warmup_steps": 2},
+        "seed": 3,
+    }
+
+
+def test_the_command_tunes_fine_tunes_and_leaves_a_grid_that_runs(
+    tmp_path: Path, save: Any, write_csv: Any, tiny_data: Dataset, egkd: Any
+) -> None:
+    """Real runs: 2 methods x 2 trials, with a teacher that is fine-tuned on what is not held out; then the grid on dev."""
+    save(tmp_path / "encoder", layers=2)
+    names = ["negative" if label == 0 else "positive" for label in tiny_data["label"]]
+    write_csv(tmp_path / "train.csv", text=tiny_data["text"][:64], label=names[:64])
+    write_csv(tmp_path / "dev.csv", text=tiny_data["text"][64:], label=names[64:])
+    train = {"use_cpu": True, "max_steps": 1, "per_device_train_batch_size": 8}
+    settings = {
+        "base": {
+            "teacher_init": str(tmp_path / "encoder"),
+            "student": "layers:1",
+            "data": {"train": str(tmp_path / "train.csv"), "eval": str(tmp_path / "dev.csv"), "held_out": 16},
+            "train": train,
+            "teach": train,
+            "max_length": 32,
+        },
+        "methods": ["plain", "perturbation"],
+        "space": {"train.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "out"
+    for _ in range(2):
+        answer = egkd("sweep", tmp_path / "sweep.yaml", "--trials", 2, "--out", out)
+        assert answer.code == 0, answer.err
+        assert f"results: {out / 'results'}" in "".join(answer.out.split()).replace("results:", "results: ")
+    for method in ("plain", "perturbation"):
+        for trial in ("0000", "0001"):
+            folder = out / "trials" / method / trial
+            metrics = json.loads((folder / "metrics.json").read_text())
+            assert list(metrics["student"]["scores"]) == ["held_out"]
+            assert metrics["training"]["examples"] == 48
+            assert not list((folder / "student").glob("*.safetensors"))
+    assert read_yaml(out / "teacher" / "config.yaml")["data"]["held_out"] == 16
+    stores = [path.name.partition("-")[0] for path in (out / "lessons").iterdir() if path.is_dir()]
+    assert sorted(stores) == ["perturbation", "soft"]
+    grid = GridConfig.of(read_yaml(out / "results" / "grid.yaml"))
+    assert next(str(cell) for cell in grid.cells()) == "train/layers-1/plain/0"
+    (config,) = {grid.config(cell, out).data for cell in grid.cells()}
+    assert (config.held_out, config.eval) == (None, (tmp_path / "dev.csv",))
+
+
+def test_without_optuna_it_says_what_to_install(egkd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SETTINGS))
+    answer = egkd("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert "egkd sweep needs optuna, which is not installed: pip install 'egkd[hpo]'" in answer.err
