@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,12 @@ def test_finite_differences_give_the_exact_gradient(
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
 
 
-def test_finite_differences_see_the_same_dropout(setting: Setting) -> None:
+def test_finite_differences_see_the_same_dropout(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("egkd.objectives.gradient.STEP", 1e-5)  # what is left is what other dropout would do
     exact = GradientGuide()
     student, batch, lesson, moment = setting(exact, dropout=0.3)
-    student.train()
+    student = student.double().train()
+    lesson = {name: value.double() if value.is_floating_point() else value for name, value in lesson.items()}
     found = []
     for guide in (exact, exact.model_copy(update={"strategy": "finite-difference"})):
         torch.manual_seed(5)
@@ -75,7 +78,7 @@ def test_finite_differences_see_the_same_dropout(setting: Setting) -> None:
         torch.manual_seed(5)
         observe(student, batch)
         assert torch.equal(after, torch.rand(1))  # the shifted passes leave the random state as one pass does
-    assert torch.cosine_similarity(*found, dim=0) > 0.99
+    assert torch.cosine_similarity(*found, dim=0) > 0.9999
 
 
 def test_projections_are_unbiased_for_the_squared_distance(setting: Setting) -> None:
@@ -87,8 +90,7 @@ def test_projections_are_unbiased_for_the_squared_distance(setting: Setting) -> 
     own = scores_at(seen.embeddings_BTD, gradient_of(scalar, seen.embeddings_BTD, twice=False), batch, "input-x-gradient")  # type: ignore[arg-type]
     difference = own / lesson["strength"][:, None] - lesson["scores"][:, 0]
     expected = (difference * visible_units(batch["unit_ids"], width(batch))).square().sum(1)
-    torch.manual_seed(0)
-    draws = torch.stack([guide.learn(seen, [], batch, lesson, moment).detach() for _ in range(600)])
+    draws = torch.stack([guide.learn(seen, [], batch, lesson, replace(moment, step=step)).detach() for step in range(600)])
     error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - expected).abs() < 4.5 * error + 1e-3 * expected).all()
 
@@ -130,7 +132,7 @@ def test_a_mixture_of_classes_mixes_the_lesson_too(setting: Setting) -> None:
         seen = observe(teacher, batch, keep=guide.needs, differentiable=True)
         taught = guide.teach(Teacher(model=teacher, tokenizer=moment.tokenizer), batch, seen)
         lesson = {name: stack([np.asarray(value) for value in values]) for name, values in taught.items()}
-        losses = [guide.learn(seen, [], batch, lesson, moment) for _ in range(3)]
+        losses = [guide.learn(seen, [], batch, lesson, replace(moment, step=step)) for step in range(3)]
     torch.testing.assert_close(torch.stack(losses), torch.zeros(3, 6), atol=1e-5, rtol=0)
 
 

@@ -1,6 +1,7 @@
 """The published gradient methods: hand-computed numbers, and the papers' formulas written down plainly over a whole batch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from egkd.objectives import (
     Teacher,
 )
 from egkd.predict import encode_dataset
+from egkd.processes import mean_count
 from egkd.text import collate
 from egkd.train import DistillationTrainer, check_compatible
 
@@ -46,6 +48,13 @@ def lesson_of(objective: Objective, seen: Seen, batch: Batch, tokenizer: Any) ->
     return {name: stack([np.asarray(value) for value in values]) for name, values in taught.items()}
 
 
+def counted(moment: Moment, objective: Objective, lesson: Batch) -> Moment:
+    """The moment of a step on these examples."""
+    counts = objective.counts(lesson)
+    assert counts is not None
+    return replace(moment, count=mean_count(counts))
+
+
 def linear(weights: list[Any]) -> Callable[[Tensor], Tensor]:
     """Two classes; the second one's logit is the sum over tokens of <w_i, e_i>, the first one's 0."""
 
@@ -63,6 +72,7 @@ def test_attribution_distillation_by_hand(moment: Moment) -> None:
     student = seen_through(linear([[4.0, 3.0], [0.0, 0.0]]), [[[2.0, 2.0], [1.0, 1.0]]])
     objective = AttributionDistillation()
     lesson = lesson_of(objective, teacher, batch, moment.tokenizer)
+    moment = counted(moment, objective, lesson)
     np.testing.assert_allclose(lesson["scores"][0, :, 0], [5 / 13, 12 / 13], rtol=1e-6)
     expected = ((5 / 13 - 1) ** 2 + (12 / 13) ** 2) / 2
     assert objective.learn(student, [], batch, lesson, moment).tolist() == pytest.approx([expected])
@@ -101,6 +111,7 @@ def test_gradient_distillation_by_hand(moment: Moment) -> None:
     lesson = lesson_of(objective, teacher, batch, moment.tokenizer)
     np.testing.assert_allclose(lesson["directions"][0], [[0.6, 0.8], [0.0, 0.0], [1.0, 0.0]], rtol=1e-6)
     lesson = {"directions": F.pad(lesson["directions"], (0, 0, 0, 1))}
+    moment = counted(moment, objective, lesson)
     expected = (0.2**2 + 0.2**2 + 1.0 + 0.0) / 2  # two tokens have a gradient of the teacher
     assert objective.learn(student, [], batch, lesson, moment).tolist() == pytest.approx([expected])
 
@@ -176,7 +187,7 @@ def test_attribution_distillation_is_the_published_loss(
         lesson = lesson_of(objective, observe(teacher, batch, keep=objective.needs), batch, moment.tokenizer)
     assert lesson["scores"].shape == (*batch["input_ids"].shape, 3 if classes == 3 else 1)
     seen = observe(student, batch, keep=objective.needs, differentiable=True)
-    losses = objective.learn(seen, [], batch, lesson, moment)
+    losses = objective.learn(seen, [], batch, lesson, counted(moment, objective, lesson))
     assert losses.shape == (6,)
     expected = published_attribution_loss(teacher, student, batch, classes, steps, top)
     assert losses.mean().item() == pytest.approx(expected, rel=1e-4)
@@ -191,7 +202,7 @@ def test_gradient_distillation_is_the_published_loss(setting: Any, moment: Momen
     with frozen(teacher):
         lesson = lesson_of(objective, observe(teacher, batch, keep=objective.needs), batch, moment.tokenizer)
     seen = observe(student, batch, keep=objective.needs, differentiable=True)
-    losses = objective.learn(seen, [], batch, lesson, moment)
+    losses = objective.learn(seen, [], batch, lesson, counted(moment, objective, lesson))
     assert losses.mean().item() == pytest.approx(published_gradient_loss(teacher, student, batch), rel=1e-4)
     losses.mean().backward()
     assert student.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
@@ -208,14 +219,15 @@ def test_attributions_of_one_step_need_no_label(setting: Any, moment: Moment, cl
         with frozen(teacher):
             lesson = lesson_of(objective, observe(teacher, batch, keep=objective.needs), batch, moment.tokenizer)
         seen = observe(student, batch, keep=objective.needs, differentiable=True)
-        losses.append(objective.learn(seen, [], batch, lesson, moment))
+        losses.append(objective.learn(seen, [], batch, lesson, counted(moment, objective, lesson)))
     assert (losses[0] > 0).all()
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-6)
     losses[1].sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
     del batch["labels"]
+    seen = observe(student, batch, keep=objective.needs, differentiable=True)
     with pytest.raises(ValueError, match="the data has no labels; use gradient instead"):
-        objective.learn(observe(student, batch, keep=objective.needs, differentiable=True), [], batch, lesson, moment)
+        objective.learn(seen, [], batch, lesson, counted(moment, objective, lesson))
 
 
 @pytest.mark.parametrize("objective", [AttributionDistillation(), AttributionDistillation(steps=2), GradientDistillation()])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from egkd.models import Seen, observe
 from egkd.objectives.base import Lesson, Moment, Objective
+from egkd.processes import mean_count
 from egkd.text import Batch, pack
 
 CLOSE = 0.75  # batches at most so much shorter than another go through the model together with it
@@ -78,15 +79,19 @@ def _turns(
         rows_R = None
         if objective.schedule.share < 1:
             rows_R = objective.schedule.rows(batch["idx"], moment.epoch, strong.get(objective.key))
+        lesson = lesson if rows_R is None else _rows(lesson, rows_R)
+        counts = objective.counts(lesson)
+        count = None if counts is None else mean_count(counts)  # before anybody leaves for having no example
         if rows_R is not None and len(rows_R) == 0:
             continue
+        head = heads.get(objective.name if objective.keeps_head else objective.key)
         yield Turn(
             objective=objective,
             factor=factor,
             rows_R=rows_R,
             batch=batch if rows_R is None else _rows(batch, rows_R),
-            lesson=lesson if rows_R is None else _rows(lesson, rows_R),
-            moment=replace(moment, head=heads.get(objective.name if objective.keeps_head else objective.key)),
+            lesson=lesson,
+            moment=replace(moment, head=head, count=count),
         )
 
 

@@ -5,7 +5,7 @@ Shapes: B batch, C classes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -25,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 import egkd.students  # noqa: F401  registers our own types of models
 from egkd.explain.amortised import head_of
@@ -57,6 +59,31 @@ class DistillationCollator:
             indices = batch["idx"].tolist()
             batch["lessons"] = {name: lessons.read(indices) for name, lessons in self.lessons.items()}
         return batch
+
+
+class ByLength(Sampler[int]):
+    """transformers' batches of similar length, in an order that depends on seed, epoch and size of the whole batch alone.
+
+    Theirs is drawn from the process's random state: processes that have used up more or fewer numbers, or a resumed run, would
+    each go through the data in another order, and leave some out.
+    """
+
+    def __init__(self, theirs: LengthGroupedSampler, args: TrainingArguments) -> None:
+        """In the place of `theirs`."""
+        self.lengths, self.batch_size = theirs.lengths, theirs.batch_size * args.world_size
+        self.seed = args.seed if args.data_seed is None else args.data_seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch has its own order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=random))
 
 
 class DistillationTrainer(Trainer):
@@ -159,6 +186,11 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(_COLUMNS)  # type: ignore[assignment]
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As in Trainer; grouped by length also where several processes share a batch, or a run is resumed."""
+        sampler = super()._get_train_sampler(train_dataset)
+        return ByLength(sampler, self.args) if isinstance(sampler, LengthGroupedSampler) else sampler
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """As in Trainer; what is recomputed in the backward pass (gradient checkpointing) takes the forward pass's kernels."""
         with double_backward() if self._differentiates_twice else nullcontext():
@@ -185,6 +217,7 @@ class DistillationTrainer(Trainer):
             epoch=int(state.epoch or 0),
             progress=state.global_step / steps,
             epochs=max(int(state.num_train_epochs), 1),
+            seed=self.args.seed,
             tokenizer=self.processing_class,  # type: ignore[arg-type]
         )
         terms, logits_BC = learn(

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from egkd.explain.base import suitable_budget
 from egkd.lessons.columns import Cells, UnfitCell
 from egkd.lessons.fingerprints import fingerprint_labels, fingerprint_model, fingerprint_texts, fingerprint_tokenizer
-from egkd.lessons.ranks import Ranks, ranks
+from egkd.processes import Ranks, ranks
 from egkd.lessons.rows import Rows
 from egkd.lessons.size import estimate_bytes, readable
 from egkd.lessons.store import (

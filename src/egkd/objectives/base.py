@@ -47,10 +47,14 @@ class Moment:
     """Share of the training that is over, 0 to 1."""
     epochs: int = 1
     """Epochs in all, a begun one counts."""
+    seed: int = 0
+    """Of the run. What is drawn in a step depends on it, the step and the example alone, not on who shares its batch."""
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     """The student's tokenizer, to perturb its inputs."""
     head: nn.Module | None = field(default=None, repr=False)
     """What the objective trains beside the student, see `Objective.head`."""
+    count: Tensor | None = field(default=None, repr=False)
+    """The mean of `Objective.counts` over the step's examples, of all processes."""
 
 
 class Objective(BaseModel, ABC):
@@ -136,6 +140,11 @@ class Objective(BaseModel, ABC):
     def copies(self, batch: Batch, lesson: Lesson, moment: Moment) -> list[Batch]:
         """Perturbed copies of the batch which the student shall be observed on too. None by default."""
         return []
+
+    def counts(self, lesson: Lesson) -> Tensor | None:
+        """How many parts the loss of each example is a sum of, [B, ...], where it is divided not by its own number of them but
+        by their mean over the batch; it arrives as `moment.count`, the same in all processes. None by default."""
+        return None
 
     @abstractmethod
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from egkd.explain.gradient import unit_scores_of_gradient
 from egkd.models import Need, Seen, log_odds
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
+from egkd.objectives.draws import normals, numbers_of, signs
 from egkd.objectives.schedule import Schedule
 from egkd.text import SPECIAL, Batch, visible_units, width
 
@@ -109,7 +110,7 @@ class GradientGuide(Objective):
     """What is matched: unsigned norms, or the signed sum."""
     classes: Classes = "predicted"
     """What is explained: the class the teacher predicts, every class in turn (as many times the cost), or at each step a
-    random mixture of the classes' log odds, which needs signed scores."""
+    random mixture of the classes' log odds for each example, which needs signed scores."""
     distance: Distance = "correlation"
     """How scores are compared, see `scores_distance`."""
 
@@ -158,26 +159,26 @@ class GradientGuide(Objective):
         """`distance(a_S, a_T)` over the words that neither model's truncation cut off, the mean over what is explained."""
         n_units = width(batch)  # fewer than the lesson is padded to, where the examples are a share of a batch
         target_B, taught_BCU = lesson["target"].long(), lesson["scores"][..., :n_units]
-        mixture_CM = torch.eye(taught_BCU.shape[1], device=taught_BCU.device)
+        idx_B, n_scalars = numbers_of(batch), taught_BCU.shape[1]
+        weights_MBC = torch.eye(n_scalars, device=idx_B.device)[:, None].expand(-1, len(idx_B), -1)
         if self.classes == "mixture":
-            mixture_CM = torch.randn_like(mixture_CM[:, :1])
+            weights_MBC = normals(idx_B, n_scalars, moment.seed, moment.step)[None]
         both_BU = visible_units(batch["unit_ids"], n_units) & lesson["visible"][:, :n_units]
         explain = {"exact": self._exact, "finite-difference": self._by_difference, "projection": self._by_projection}[
             self.strategy
         ]
         losses = []
-        for weight_C in mixture_CM.unbind(1):
+        for weight_BC in weights_MBC:
 
-            def scalar(logits_BC: Tensor, weight_C: Tensor = weight_C) -> Tensor:
-                terms = zip(weight_C, self._scalars(logits_BC, target_B), strict=True)
-                return torch.stack([weight * term for weight, term in terms if weight != 0]).sum(0)
+            def scalar(logits_BC: Tensor, weight_BC: Tensor = weight_BC) -> Tensor:
+                return (weight_BC * torch.stack(self._scalars(logits_BC, target_B), dim=1)).sum(1)
 
-            taught_BU = (taught_BCU * weight_C[:, None]).sum(1)
-            losses.append(explain(seen, scalar, batch, taught_BU, both_BU, lesson["strength"]))
+            taught_BU = (taught_BCU * weight_BC[..., None]).sum(1)
+            losses.append(explain(seen, scalar, batch, taught_BU, both_BU, lesson["strength"], moment))
         return torch.stack(losses).mean(0)
 
     def _exact(
-        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor
+        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor, moment: Moment
     ) -> Tensor:
         assert seen.embeddings_BTD is not None
         gradient_BTD = gradient_of(scalar(seen.logits_BC), seen.embeddings_BTD, twice=True)
@@ -186,7 +187,7 @@ class GradientGuide(Objective):
         )
 
     def _by_difference(
-        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor
+        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor, moment: Moment
     ) -> Tensor:
         """The exact loss, whose gradient comes from two passes: -> L + [f(e + h w) - f(e)] / h + <dL/de, e> less the
         value of all but L."""
@@ -200,7 +201,8 @@ class GradientGuide(Objective):
         inputs = [gradient_BTD] if self.attribution == "saliency-norm" else [gradient_BTD, point_BTD]
         along_BTD, *direct = torch.autograd.grad(loss_B.sum(), inputs)
         length_B = along_BTD.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
-        step_B = STEP * point_BTD.detach().flatten(1).norm(dim=1)[:, None, None]
+        real_BTD = point_BTD.detach() * batch["attention_mask"][..., None]  # a step as long in whatever batch
+        step_B = STEP * real_BTD.flatten(1).norm(dim=1)[:, None, None]
         shift_BTD = step_B / length_B * along_BTD
         ahead_B = scalar(seen.at(seen.embeddings_BTD + shift_BTD))
         carrier_B = (ahead_B - scalar(_here(seen))) * (length_B / step_B).flatten()
@@ -209,11 +211,11 @@ class GradientGuide(Objective):
         return loss_B.detach() + carrier_B - carrier_B.detach()
 
     def _by_projection(
-        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor
+        self, seen: Seen, scalar: Scalar, batch: Batch, taught_BU: Tensor, both_BU: Tensor, strength_B: Tensor, moment: Moment
     ) -> Tensor:
         assert seen.embeddings_BTD is not None
         assert seen.at is not None
-        sign_BU = (torch.randint(0, 2, both_BU.shape, device=both_BU.device) * 2 - 1) * both_BU
+        sign_BU = signs(numbers_of(batch), both_BU.shape[1], moment.seed, moment.step) * both_BU
         unit_ids_BT = batch["unit_ids"]
         scale_BT = STEP * sign_BU.gather(1, unit_ids_BT.clamp(min=0)) * (unit_ids_BT != SPECIAL)
         ahead_B = scalar(seen.at(seen.embeddings_BTD * (1 + scale_BT[..., None])))

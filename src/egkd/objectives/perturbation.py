@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from egkd.models import Seen, log_odds, observe
 from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher, cut
 from egkd.objectives.coefficients import Floats, Kernel, Masks, Sizes, all_coalitions, coefficients_of
+from egkd.objectives.draws import drawn, numbers_of
 from egkd.objectives.predictions import logits_distance
 from egkd.objectives.schedule import Schedule
 from egkd.predict import predict_logits
@@ -104,15 +105,7 @@ def turn_order(idx_B: Tensor, round_B: Tensor, masks: int) -> Tensor:
 
     They depend on the example's number and the round alone, whatever batch or process it is in.
     """
-    key_B = _scrambled(_scrambled(idx_B.long()) + round_B)
-    return _scrambled(key_B[:, None] + torch.arange(masks, device=idx_B.device)).argsort(dim=1, stable=True)
-
-
-def _scrambled(key: Tensor) -> Tensor:
-    """Integers that look random, 0 to 2^32 - 1; any equal ones stay equal."""
-    for _ in range(2):
-        key = ((key ^ (key >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    return key ^ (key >> 16)
+    return drawn(idx_B, masks, round_B).argsort(dim=1, stable=True)
 
 
 class PerturbationGuide(Objective):
@@ -218,8 +211,8 @@ class PerturbationGuide(Objective):
         Examples go round their banks: after K / gcd(K, R) visits each mask has had as many turns, and the next round has
         another order. So R masks taken together are any R, with equal chances.
         """
-        keep_BKU, taken = lesson["keep"], self.masks_per_step
-        idx_B = batch["idx"] if "idx" in batch else torch.zeros(len(keep_BKU), dtype=torch.long, device=keep_BKU.device)
+        taken = self.masks_per_step
+        idx_B = numbers_of(batch)
         visit_B, visits = self.schedule.visits(idx_B, moment.epoch), self.masks // math.gcd(self.masks, taken)
         order_BK = turn_order(idx_B, visit_B // visits, self.masks)
         place_BR = (visit_B % visits * taken)[:, None] + torch.arange(taken, device=idx_B.device)

@@ -1,8 +1,8 @@
 """Two published gradient methods as their authors' code computes them, so that like can be compared with like.
 
 Shapes: B batch, T tokens (special ones included), D width of the embedding output, C classes, V views (what is explained).
-Both divide by a count over the batch. Their losses of one example are scaled such that the mean over the batch is the
-published number; so it depends on who shares a batch, also with accumulated gradients.
+Both divide by a count over the batch (see `Objective.counts`). Their losses of one example are scaled such that the mean over
+the batch, of all processes together, is the published number; so it depends on who shares it, also with accumulated gradients.
 """
 
 from collections.abc import Callable
@@ -69,13 +69,16 @@ class AttributionDistillation(Objective):
         """The normalised scores [T, V]."""
         return {"scores": cut_tokens(self._scores(seen, batch, self.top_dimensions, twice=False), batch)}
 
+    def counts(self, lesson: Lesson) -> Tensor:
+        """The tokens that have a score of the teacher's, [B, V]."""
+        return (lesson["scores"] != 0).sum(1)
+
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """Losses whose mean over the batch is that of the class docstring."""
-        taught_BTV = lesson["scores"]
+        assert moment.count is not None
         scores_BTV = self._scores(seen, batch, None, twice=True)
-        loss_BV = _DISTANCES[self.distance](scores_BTV, taught_BTV, reduction="none").sum(1)
-        count_V = (taught_BTV != 0).sum((0, 1)).clamp(min=1)
-        return len(loss_BV) * (loss_BV / count_V).sum(1)
+        loss_BV = _DISTANCES[self.distance](scores_BTV, lesson["scores"], reduction="none").sum(1)
+        return (loss_BV / moment.count).sum(1)
 
     def _scores(self, seen: Seen, batch: Batch, top: int | None, *, twice: bool) -> Tensor:
         """Every token's normalised score, [B, T, V]."""
@@ -152,13 +155,17 @@ class GradientDistillation(Objective):
         """The direction of every token's gradient [T, D]."""
         return {"directions": cut_tokens(_directions(seen, batch, twice=False), batch)}
 
+    def counts(self, lesson: Lesson) -> Tensor:
+        """The tokens that have a gradient of the teacher's, [B]."""
+        return (lesson["directions"] != 0).any(2).sum(1)
+
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         """Losses whose mean over the batch is that of the class docstring."""
+        assert moment.count is not None
         taught_BTD, own_BTD = lesson["directions"], _directions(seen, batch, twice=True)
         if taught_BTD.shape[2] != own_BTD.shape[2]:
             raise ValueError(_unequal(taught_BTD.shape[2], own_BTD.shape[2]))
-        count = (taught_BTD != 0).any(2).sum().clamp(min=1)
-        return len(own_BTD) * (own_BTD - taught_BTD).square().sum((1, 2)) / count
+        return (own_BTD - taught_BTD).square().sum((1, 2)) / moment.count
 
 
 def _directions(seen: Seen, batch: Batch, *, twice: bool) -> Tensor:
