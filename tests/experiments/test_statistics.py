@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -247,6 +247,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
+@settings(deadline=None)
 @given(arrays(float, st.integers(1, 8), elements=st.floats(0, 1)))
 def test_holm_keeps_order_and_never_lowers(p_values: np.ndarray) -> None:
     adjusted = np.array(holm(list(p_values)))

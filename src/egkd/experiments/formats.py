@@ -86,9 +86,9 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
         if rows and table.rows[0][0] == "teacher":
             rows.insert(1, r"\midrule")
         body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-        start = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}. {_tex(' '.join(notes))}}}"]
+        start = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
         parts.append("\n".join([*start, r"\resizebox{\linewidth}{!}{%", *body, "}", r"\end{table}"]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, "{\\footnotesize " + "\\par\n".join(map(_tex, notes)) + "\\par}"]) + "\n"
 
 
 def _tex(text: str) -> str:

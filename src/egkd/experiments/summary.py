@@ -222,7 +222,8 @@ def _compare(cells: Mapping[str, dict[str, Any]], baseline: str, shared: Shared,
 
 def _mark(cells: Mapping[str, dict[str, Any]], shared: Shared, difference: Differ) -> None:
     """Write into `cells` which are best and second, where they are surely better than the next."""
-    order = sorted(cells, key=lambda name: -np.nan_to_num(cells[name]["mean"], nan=-math.inf))
+    known = [name for name in cells if cells[name]["mean"] is not None and math.isfinite(cells[name]["mean"])]
+    order = sorted(known, key=lambda name: -cells[name]["mean"])
     for mark, first, following in zip(("best", "second"), order, order[1:], strict=False):
         if shared(first, following) and is_above(difference(first, following)):
             cells[first]["mark"] = mark
