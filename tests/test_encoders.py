@@ -8,7 +8,7 @@ import transformers
 
 from egkd.explain.masking import soft_mask
 from egkd.explain.selectors import read_hidden
-from egkd.models import observe, reads_last_token
+from egkd.models import model_inputs, observe, reads_last_token
 from egkd.text import Batch, collate, encode, perturb, pool_units, width
 
 TEXTS = ["dull", "The film is great, isn't it", "I really love this lovely movie and the cast", ""]
@@ -97,6 +97,34 @@ def test_embeddings_can_be_read_replaced_and_mixed(model: Any, tokenizer: Any, r
     keep = torch.rand(3, width(batch), generator=torch.Generator().manual_seed(0)) > 0.5
     hard = observe(own, perturb(batch, keep, "mask", tokenizer)).logits_BC
     torch.testing.assert_close(masked.logits(keep), hard, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"])
+def test_what_the_classifier_does_not_read_is_not_computed(
+    model: Any, tokenizer: Any, rows: Any, family: str, attention: str
+) -> None:
+    own, batch = model(family), collate(rows, tokenizer.pad_token_id)
+    own.set_attn_implementation(attention)
+    block = getattr(own, own.base_model_prefix).encoder.layer[-1].attention
+    asked: list[int] = []
+    handle = block.self.query.register_forward_hook(lambda _module, _args, output: asked.append(output.shape[1]))
+    told = []
+    for logits in (own(**model_inputs(own, batch)).logits, observe(own, batch).logits_BC):
+        own.zero_grad()
+        logits.square().sum().backward()
+        told.append((logits.detach(), {name: weight.grad for name, weight in own.named_parameters()}))
+    torch.testing.assert_close(*told, atol=1e-4, rtol=1e-4)
+    handle.remove()
+    assert asked == [batch["input_ids"].shape[1], 1]
+    block.output.register_forward_pre_hook(stopping)
+    with pytest.raises(ValueError, match="stop"):
+        observe(own, batch)
+    assert "forward" not in vars(block.self)
+
+
+def stopping(_module: Any, _args: Any) -> None:
+    raise ValueError("stop")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,11 +8,13 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from egkd.attention import Projections, eager_attention, tapped_projections
 from egkd.text import MODEL_INPUTS
@@ -79,22 +81,41 @@ _READ_FIRST_TOKEN = frozenset(
 
 @contextmanager
 def first_token_only(model: nn.Module) -> Iterator[None]:
-    """While open, a BERT-like classifier's last layer is computed for the first token alone, once it has attended.
+    """While open, a BERT-like classifier's last layer asks, and is computed, for the first token alone.
 
     The same logits and gradients for an eighth less work with six layers, a quarter with three; but nobody may ask for the
     last hidden states. Other models are left alone, and so are those that compute layers anew on the way back
-    (checkpointing), when the context is long gone, or that were compiled without it.
+    (checkpointing), when the context is long gone, that were compiled without it, or that attend by other kernels than torch's.
     """
     own: Any = unwrapped(model)
     if type(own).__name__ not in _READ_FIRST_TOKEN or _checkpoints(own) or compiled(model):
         yield
         return
-    attended = getattr(own, own.base_model_prefix).encoder.layer[-1].attention.output
-    handle = attended.register_forward_pre_hook(lambda _module, args: tuple(value_BTD[:, :1] for value_BTD in args))
+    block = getattr(own, own.base_model_prefix).encoder.layer[-1].attention
+    ordinary = own.config._attn_implementation in ("eager", "sdpa") and not own.config.is_decoder
+    asks = ordinary and "forward" not in vars(block.self)  # where others have put their own
+    if asks:
+        block.self.forward = partial(_attend_from_first, block.self)
+    handle = block.output.register_forward_pre_hook(lambda _module, args: tuple(value_BTD[:, :1] for value_BTD in args))
     try:
         yield
     finally:
         handle.remove()
+        if asks:
+            del block.self.forward
+
+
+def _attend_from_first(
+    attention: BertCrossAttention,
+    hidden_BTD: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    encoder_hidden_states: None = None,
+    **settings: Any,
+) -> tuple[Tensor, ...]:
+    """Self-attention of the first token to all, which is cross-attention of a text of one token."""
+    mask_B1QT = None if attention_mask is None else attention_mask[:, :, :1]
+    return BertCrossAttention.forward(attention, hidden_BTD[:, :1], hidden_BTD, mask_B1QT, **settings)
 
 
 def _checkpoints(model: nn.Module) -> bool:
@@ -188,7 +209,7 @@ def observe(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if "attentions" in keep:
             stack.enter_context(eager_attention(unwrapped(model)))
-        if not layers:
+        if not layers and "projections" not in keep:
             stack.enter_context(first_token_only(model))
         projections = stack.enter_context(tapped_projections(unwrapped(model))) if "projections" in keep else []
         kept = stack.enter_context(tapped_embeddings(model, replace_BTD)) if embeddings or replace_BTD is not None else [None]
