@@ -8,6 +8,7 @@ from egkd.config import merge, near
 METHODS: dict[str, dict[str, Any]] = {
     "labels": {"objectives": {"labels": {"weight": 1.0}, "soft-labels": {"weight": 0.0}}},
     "plain": {},
+    "augment": {"data": {"augment": {"copies": 1}}},
     "pkd": {"objectives": {"patient-states": {}}},
     "tinybert": {"objectives": {"hidden-states": {}, "attention-maps": {}}},
     "minilm": {"objectives": {"relations": {}}},
@@ -21,6 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
 """What each learns beside gold and soft labels, which `plain` has alone; `a+b` is both at once.
 
 - `labels`: gold labels alone, what the student comes to without a teacher
+- `augment` (Tang et al. 2019): a changed copy of every text, for which the teacher answers, at twice the price
 - `pkd` (Sun et al. 2019), `tinybert` (Jiao et al. 2020: states and attention), `minilm` (Wang et al. 2021): the insides
 - `ad-kd` (Wu et al. 2023), `gkd` (Wang et al. 2022): published gradient methods, with their authors' weights
 - `gradient`, `perturbation`, `selection`, `all`: the guides

@@ -62,7 +62,7 @@ def grown(grid: GridConfig, out: Path) -> GridConfig:
     if not (out / GRID).exists():
         return grid
     old = GridConfig.of(read_yaml(out / GRID))
-    parts = {name: {**getattr(old, name), **getattr(grid, name)} for name in ("tasks", "students", "methods", "teachers")}
+    parts = {name: getattr(old, name) | getattr(grid, name) for name in ("tasks", "students", "methods", "teachers")}
     return grid.model_copy(update=parts | {"seeds": tuple(sorted({*old.seeds, *grid.seeds}))})
 
 
@@ -144,7 +144,7 @@ class _Checks:
                 folder=folder,
                 config=config,
                 kinds=(f"{cell.task}/{cell.student}/{cell.method}", f"{cell.student}/{cell.method}", "distill"),
-                cost=0.0 if finished(folder) else _cost(config.train_arguments, self.data(config)),
+                cost=0.0 if finished(folder) else _cost(config.train_arguments, self._rows(config)),
                 after=self.grid.teacher_folder(cell.task, self.out) if own else None,
             )
             if not job.done and (cell.task, cell.student, cell.method) not in self._seen:
@@ -200,10 +200,14 @@ class _Checks:
             config = pipeline.resolved(config, objectives_of(config))
             training_arguments(config.teach_arguments, folder, "teach")
             _check_same(folder, config)
-            cost = _cost(config.teach_arguments, self.data(config))
+            cost = _cost(config.teach_arguments, len(self.data(config).train))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         yield Job(name=name, verb="teach", folder=folder, config=config, kinds=(name, "teach"), cost=cost)
+
+    def _rows(self, config: RunConfig) -> int:
+        data = self.data(config)
+        return len(data.stream) + config.data.augment.copies * len(data.train)
 
     def data(self, config: RunConfig) -> TaskData:
         """Loaded once."""
@@ -213,6 +217,7 @@ class _Checks:
         return self._data[key]
 
 
-def _cost(arguments: dict[str, object], data: TaskData) -> float:
-    steps, batch = float(arguments.get("max_steps", 0)), float(arguments["per_device_train_batch_size"])  # type: ignore[arg-type]
-    return steps * batch if steps > 0 else float(arguments["num_train_epochs"]) * len(data.train)  # type: ignore[arg-type]
+def _cost(arguments: dict[str, Any], rows: int) -> float:
+    """Rows, each as often as it is trained on."""
+    steps = float(arguments.get("max_steps", 0))
+    return steps * arguments["per_device_train_batch_size"] if steps > 0 else float(arguments["num_train_epochs"]) * rows

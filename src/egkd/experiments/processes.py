@@ -47,7 +47,10 @@ class Subprocess:
 
     def poll(self) -> int | None:
         """Its exit code, None while it works."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
 
     def stop(self) -> None:
         """Ask it to stop."""
@@ -60,6 +63,7 @@ class Subprocess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self.poll()
 
 
 def cores() -> int:
