@@ -49,6 +49,10 @@ class DataConfig(Section):
     held_out: int | float | None = Field(default=None, gt=0)
     """Judge on so many rows of `train` (below 1: on this share of them), drawn from `seed` and not trained on; `eval` and the
     task's own evaluation sets are then not looked at."""
+    also_eval: dict[str, Path] = Field(default_factory=dict)
+    """Files from elsewhere with the same labels, by name: evaluation sets behind the one that counts."""
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    """Share of the rows to train on whose label is made wrong, drawn from `seed`."""
     unlabeled: tuple[Path, ...] = ()
     """Files of texts without labels, also .txt with one per line, that a student learns from beside the labelled ones."""
     augment: AugmentConfig = AugmentConfig()

