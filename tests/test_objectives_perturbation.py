@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egkd.explain import ExactShapley, KernelShap, Lime
+from egkd.explain.base import Request
 from egkd.lessons import stack
 from egkd.models import Seen, frozen, log_odds, observe
 from egkd.objectives import Moment, PerturbationGuide, Teacher
@@ -307,7 +308,10 @@ def test_with_all_coalitions_the_loss_is_the_squared_error_of_shapley_values(tin
     teacher, student = tiny_bert(), tiny_bert(seed=1)
     lesson = lesson_of(guide, teacher, tokenizer, batch)
     target = observe(teacher, batch).logits_BC.argmax(1)
-    values = [ExactShapley().score(model, tokenizer, batch, target, [0] * 5).scores_BU for model in (teacher, student)]
+    asked = [
+        Request(model=model, tokenizer=tokenizer, batch=batch, target_B=target, seeds=[0] * 5) for model in (teacher, student)
+    ]
+    values = [ExactShapley().score(request).scores_BU for request in asked]
     found = losses(guide, student, batch, lesson, at(0, tokenizer))
     torch.testing.assert_close(found, (values[0] - values[1]).square().sum(1), rtol=1e-3, atol=1e-4)
 

@@ -7,7 +7,7 @@ position.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from egkd.evaluate.ranking import BINS, Ranking, shuffled
 from egkd.evaluate.scores import estimate
 from egkd.evaluate.sensitivity import explain_nearby, relative_distance
-from egkd.explain.base import Explainer, check_targets, example_seed, length_batches, score_dataset, suitable_budget
+from egkd.explain.base import Explainer, Request, check_targets, example_seed, length_batches, score_dataset, suitable_budget
 from egkd.explain.perturbation import Floats, Game, Masks
 from egkd.models import frozen
 from egkd.text import Operator, collate
@@ -161,8 +161,9 @@ def per_example(
         batch = {name: value.to(device) for name, value in collate(chosen, tokenizer.pad_token_id or 0).items()}
         target_B = None if targets is None else torch.tensor([targets[index] for index in indices], device=device)
         with frozen(model), torch.inference_mode():
-            game = Game(model, tokenizer, batch, target_B, probes.operator, token_budget)
-            ferret = Game(model, tokenizer, batch, game.target_B, "delete", token_budget)
+            request = Request(model=model, tokenizer=tokenizer, batch=batch, target_B=target_B, token_budget=token_budget)
+            game = Game(request, probes.operator)
+            ferret = Game(replace(request, target_B=game.target_B), "delete")
             cases = {}
             for row, index in enumerate(indices):
                 visible_U = game.visible_BU[row, : len(scores[index])]

@@ -5,7 +5,6 @@ one for two classes (each is the other's opposite) and in regression.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted
+from egkd.explain.base import Explainer, Family, Request, UnitScores, predicted
 from egkd.heads import HEADS, without_heads
 from egkd.models import observe, unwrapped
-from egkd.text import Batch, pool_units, visible_units, width
+from egkd.text import Batch, pool_units, width
 
 REASONS = "reasons"
 FORMAT = 1  # of a head on disk
@@ -131,27 +130,18 @@ class OwnReasons(Explainer):
     passes: ClassVar[str] = "1 F, which also gives the answer"
     source: ClassVar[str] = "Yang et al. 2023, arXiv:2305.19998; Jethani et al. 2022 (FastSHAP), arXiv:2107.07436"
 
-    def score(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        seeds: Sequence[int],
-        token_budget: int = TOKEN_BUDGET,
-    ) -> UnitScores:
-        """Nothing is drawn: `seeds` are not needed."""
-        head = head_of(model)
+    def score(self, request: Request) -> UnitScores:
+        head = head_of(request.model)
         if head is None:
             raise ValueError("the model tells no reasons of its own; distil a student with --reasons, or use another method")
         with torch.no_grad():
-            seen = observe(model, batch, keep=("hidden_states",))
+            seen = observe(request.model, request.batch, keep=("hidden_states",))
             assert seen.hidden_states is not None
-            target_B = predicted(seen.logits_BC, target_B)
-            scores_BU = head.words(seen.hidden_states[-1], batch, target_B)
+            target_B = predicted(seen.logits_BC, request.target_B)
+            scores_BU = head.words(seen.hidden_states[-1], request.batch, target_B)
         return UnitScores(
             scores_BU=scores_BU,
-            visible_BU=visible_units(batch["unit_ids"], width(batch)),
+            visible_BU=request.visible_BU,
             target_B=target_B,
             logits_BC=seen.logits_BC,
         )

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, U units (words, see `egkd.text`), C classes (1 for re
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from egkd.models import frozen
-from egkd.text import Batch, collate
+from egkd.text import Batch, collate, visible_units, width
 
 Family = Literal["gradient", "perturbation", "selection", "amortised"]
 
@@ -25,6 +25,39 @@ GPU_TOKEN_BUDGET = 32 * TOKEN_BUDGET
 Precision = Literal["float32", "bfloat16"]
 """What the model computes in: the numbers its weights are in, or matrix products in bfloat16, where the processor has those up
 to twice as fast and with three digits (torch.autocast)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One collated batch to be explained."""
+
+    model: nn.Module
+    """Frozen, by whoever asks."""
+    tokenizer: PreTrainedTokenizerBase
+    batch: Batch
+    target_B: Tensor | None = None
+    """The classes to explain, by their log odds; None: the predicted ones."""
+    seeds: Sequence[int] = ()
+    """One number per example, so that what is drawn for an example depends on nothing else in the batch."""
+    token_budget: int = TOKEN_BUDGET
+    """No forward pass holds more tokens, or one sequence."""
+    embeddings_BTD: Tensor | None = None
+    """What stands in the place of the batch's own embeddings; gradient methods alone can be asked there."""
+
+    def copies(self, row_P: Tensor, embeddings_BTD: Tensor) -> "Request":
+        """The same about the rows `row_P`, in that order, at these embeddings."""
+        target_P = None if self.target_B is None else self.target_B[row_P]
+        return replace(self, batch=take(self.batch, row_P), target_B=target_P, embeddings_BTD=embeddings_BTD)
+
+    @property
+    def n_units(self) -> int:
+        """U of the batch."""
+        return width(self.batch)
+
+    @property
+    def visible_BU(self) -> Tensor:
+        """Bool: units that have a token."""
+        return visible_units(self.batch["unit_ids"], self.n_units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +105,8 @@ class Explainer(ABC):
     """Whether it draws, depends on the seed and tells a standard error."""
 
     @abstractmethod
-    def score(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        seeds: Sequence[int],
-        token_budget: int = TOKEN_BUDGET,
-    ) -> UnitScores:
-        """Scores of the units of one collated batch, for the log odds of class `target_B` (None: the predicted one).
-
-        The model is `frozen` by the caller. `seeds` has one number per example, so that what is drawn for an example
-        depends on nothing else in the batch. No forward pass holds more than `token_budget` tokens, or one sequence.
-        """
+    def score(self, request: Request) -> UnitScores:
+        """Scores of the units of one batch."""
 
     def settings(self) -> dict[str, Any]:
         """The fields by name; explainers among them as {"method": name, **settings}, fitted models by their fingerprint."""
@@ -156,9 +177,16 @@ def iter_scored(
             if parameter is not None:
                 batch = {name: value.to(parameter.device) for name, value in batch.items()}
                 target_B = None if target_B is None else target_B.to(parameter.device)
-            seeds = [example_seed(seed, row) for row in chosen]
+            request = Request(
+                model=model,
+                tokenizer=tokenizer,
+                batch=batch,
+                target_B=target_B,
+                seeds=[example_seed(seed, row) for row in chosen],
+                token_budget=token_budget,
+            )
             with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                scored = explainer.score(model, tokenizer, batch, target_B, seeds, token_budget)
+                scored = explainer.score(request)
         yield from zip(indices, _split(scored, [row["n_units"] for row in chosen]), strict=True)
 
 

@@ -3,8 +3,6 @@
 Shapes: B batch, T tokens, D width of the embedding output, U units, C classes, P points (S steps on the path of each example).
 """
 
-from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -12,12 +10,11 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, cut_to, predicted, take
+from egkd.explain.base import Explainer, Family, Request, UnitScores, cut_to, predicted
 from egkd.models import Seen, log_odds, observe
-from egkd.text import SPECIAL, Batch, perturb, pool_units, visible_units, width
+from egkd.text import SPECIAL, perturb, pool_units
 
 Reduction = Literal["sum", "norm", "l1"]
 
@@ -41,50 +38,25 @@ def unit_scores_of_gradient(
     return torch.where(positive_BU, squares_BU, 1.0).sqrt() * positive_BU
 
 
-def gradient_at_embeddings(
-    model: nn.Module, batch: Batch, target_B: Tensor | None, embeddings_BTD: Tensor | None = None
-) -> tuple[Seen, Tensor, Tensor]:
+def gradient_at_embeddings(request: Request) -> tuple[Seen, Tensor, Tensor]:
     """One forward and one backward pass: what was seen, gradient_BTD of the log odds, and the target it belongs to.
 
     Examples do not interact, so the gradient of the batch's sum holds everyone's own.
     """
     with torch.enable_grad():
-        point_BTD = None if embeddings_BTD is None else embeddings_BTD.detach().requires_grad_(True)
-        seen = observe(model, batch, keep=("embeddings",), replace_BTD=point_BTD)
-        target_B = predicted(seen.logits_BC, target_B)
+        asked_BTD = request.embeddings_BTD
+        point_BTD = None if asked_BTD is None else asked_BTD.detach().requires_grad_(True)
+        seen = observe(request.model, request.batch, keep=("embeddings",), replace_BTD=point_BTD)
+        target_B = predicted(seen.logits_BC, request.target_B)
         assert seen.embeddings_BTD is not None
         (gradient_BTD,) = torch.autograd.grad(log_odds(seen.logits_BC, target_B).sum(), seen.embeddings_BTD)
     return Seen(logits_BC=seen.logits_BC.detach(), embeddings_BTD=seen.embeddings_BTD.detach()), gradient_BTD, target_B
 
 
 class GradientExplainer(Explainer):
-    """An explainer that can also be asked at other embeddings than the text's own, as SmoothGrad does."""
+    """An explainer that can also be asked at other embeddings than the text's own, as SmoothGrad does. It draws nothing."""
 
     family: ClassVar[Family] = "gradient"
-
-    @abstractmethod
-    def score_at(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        embeddings_BTD: Tensor | None,
-        token_budget: int,
-    ) -> UnitScores:
-        """As `score`, with `embeddings_BTD` in the place of the batch's own (None: its own)."""
-
-    def score(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        seeds: Sequence[int],
-        token_budget: int = TOKEN_BUDGET,
-    ) -> UnitScores:
-        """Nothing is drawn: `seeds` are not needed."""
-        return self.score_at(model, tokenizer, batch, target_B, None, token_budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +73,9 @@ class Saliency(GradientExplainer):
     reduction: Literal["norm", "l1"] = "norm"
     """"norm" (L2) or "l1"."""
 
-    def score_at(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        embeddings_BTD: Tensor | None,
-        token_budget: int,
-    ) -> UnitScores:
-        seen, gradient_BTD, target_B = gradient_at_embeddings(model, batch, target_B, embeddings_BTD)
-        return _unit_scores(None, gradient_BTD, batch, self.reduction, target_B, seen.logits_BC)
+    def score(self, request: Request) -> UnitScores:
+        seen, gradient_BTD, target_B = gradient_at_embeddings(request)
+        return _unit_scores(request, None, gradient_BTD, self.reduction, target_B, seen.logits_BC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +93,9 @@ class InputXGradient(GradientExplainer):
     reduction: Reduction = "sum"
     """"sum" (signed), "norm" (L2) or "l1"."""
 
-    def score_at(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        embeddings_BTD: Tensor | None,
-        token_budget: int,
-    ) -> UnitScores:
-        seen, gradient_BTD, target_B = gradient_at_embeddings(model, batch, target_B, embeddings_BTD)
-        return _unit_scores(seen.embeddings_BTD, gradient_BTD, batch, self.reduction, target_B, seen.logits_BC)
+    def score(self, request: Request) -> UnitScores:
+        seen, gradient_BTD, target_B = gradient_at_embeddings(request)
+        return _unit_scores(request, seen.embeddings_BTD, gradient_BTD, self.reduction, target_B, seen.logits_BC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,57 +120,48 @@ class IntegratedGradients(GradientExplainer):
     reduction: Reduction = "sum"
     """"sum" (signed, complete), "norm" (L2) or "l1"."""
 
-    def score_at(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        embeddings_BTD: Tensor | None,
-        token_budget: int,
-    ) -> UnitScores:
+    def score(self, request: Request) -> UnitScores:
         with torch.no_grad():
-            own = observe(model, batch, keep=("embeddings",), replace_BTD=embeddings_BTD)
-            target_B = predicted(own.logits_BC, target_B)
+            own = observe(request.model, request.batch, keep=("embeddings",), replace_BTD=request.embeddings_BTD)
+            target_B = predicted(own.logits_BC, request.target_B)
             assert own.embeddings_BTD is not None
-            base_BTD = self._baseline(model, tokenizer, batch, own.embeddings_BTD)
+            base_BTD = self._baseline(request, own.embeddings_BTD)
             path_BTD = own.embeddings_BTD - base_BTD
-        gradient_BTD = self._mean_gradient(model, batch, target_B, base_BTD, path_BTD, token_budget)
-        scored = _unit_scores(path_BTD, gradient_BTD, batch, self.reduction, target_B, own.logits_BC)
+        gradient_BTD = self._mean_gradient(replace(request, target_B=target_B), base_BTD, path_BTD)
+        scored = _unit_scores(request, path_BTD, gradient_BTD, self.reduction, target_B, own.logits_BC)
         if self.reduction != "sum":
             return scored
         with torch.no_grad():
-            base = observe(model, batch, replace_BTD=base_BTD)
+            base = observe(request.model, request.batch, replace_BTD=base_BTD)
         rise_B = log_odds(own.logits_BC.float(), target_B) - log_odds(base.logits_BC.float(), target_B)
         return replace(scored, diagnostics={"completeness_gap": scored.scores_BU.sum(1) - rise_B})
 
-    def _baseline(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: Batch, own_BTD: Tensor) -> Tensor:
+    def _baseline(self, request: Request, own_BTD: Tensor) -> Tensor:
+        batch, tokenizer = request.batch, request.tokenizer
         word_BT = batch["unit_ids"] != SPECIAL
         if self.baseline == "zero":
             return own_BTD.masked_fill(word_BT[..., None], 0.0)
         if self.baseline == "pad":
             empty = {**batch, "input_ids": batch["input_ids"].masked_fill(word_BT, tokenizer.pad_token_id or 0)}
         else:
-            keep_BU = torch.zeros(len(own_BTD), width(batch), dtype=torch.bool, device=own_BTD.device)
+            keep_BU = torch.zeros(len(own_BTD), request.n_units, dtype=torch.bool, device=own_BTD.device)
             empty = perturb(batch, keep_BU, "mask", tokenizer)
-        seen = observe(model, empty, keep=("embeddings",))
+        seen = observe(request.model, empty, keep=("embeddings",))
         assert seen.embeddings_BTD is not None
         return torch.where(word_BT[..., None], seen.embeddings_BTD, own_BTD)
 
-    def _mean_gradient(
-        self, model: nn.Module, batch: Batch, target_B: Tensor, base_BTD: Tensor, path_BTD: Tensor, token_budget: int
-    ) -> Tensor:
+    def _mean_gradient(self, request: Request, base_BTD: Tensor, path_BTD: Tensor) -> Tensor:
         """The weighted mean of the gradient over the path's points, as many at a time as the budget allows."""
         where_S, weight_S = self._quadrature(base_BTD)
         total_BTD = torch.zeros_like(base_BTD)
-        length_B = batch["attention_mask"].sum(1)
+        length_B = request.batch["attention_mask"].sum(1)
         points_P = torch.arange(len(base_BTD) * self.steps, device=base_BTD.device)
-        for part_P in points_P.split(max(1, token_budget // base_BTD.shape[1])):
+        for part_P in points_P.split(max(1, request.token_budget // base_BTD.shape[1])):
             row_P, step_P = part_P // self.steps, part_P % self.steps
             longest = int(length_B[row_P].max())
             point_PTD = torch.addcmul(base_BTD[row_P], path_BTD[row_P], where_S[step_P, None, None])[:, :longest]
-            copies = cut_to(take(batch, row_P), longest)
-            _, gradient_PTD, _ = gradient_at_embeddings(model, copies, target_B[row_P], point_PTD)
+            copies = request.copies(row_P, embeddings_BTD=point_PTD)
+            _, gradient_PTD, _ = gradient_at_embeddings(replace(copies, batch=cut_to(copies.batch, longest)))
             total_BTD[:, :longest].index_add_(0, row_P, gradient_PTD * weight_S[step_P, None, None])
         return total_BTD
 
@@ -228,16 +175,17 @@ class IntegratedGradients(GradientExplainer):
 
 
 def _unit_scores(
+    request: Request,
     embeddings_BTD: Tensor | None,
     gradient_BTD: Tensor,
-    batch: Batch,
     reduction: Reduction,
     target_B: Tensor,
     logits_BC: Tensor,
 ) -> UnitScores:
+    unit_ids_BT = request.batch["unit_ids"]
     return UnitScores(
-        scores_BU=unit_scores_of_gradient(embeddings_BTD, gradient_BTD, batch["unit_ids"], width(batch), reduction),
-        visible_BU=visible_units(batch["unit_ids"], width(batch)),
+        scores_BU=unit_scores_of_gradient(embeddings_BTD, gradient_BTD, unit_ids_BT, request.n_units, reduction),
+        visible_BU=request.visible_BU,
         target_B=target_B,
         logits_BC=logits_BC,
     )

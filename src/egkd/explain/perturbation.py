@@ -10,7 +10,7 @@ coalitions is forgotten when the next one is asked for, so memory does not grow 
 """
 
 from abc import abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass as settings
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, cut_to, length_batches, predicted, take
+from egkd.explain.base import Explainer, Family, Request, UnitScores, cut_to, length_batches, predicted, take
 from egkd.models import log_odds, observe, unwrapped
-from egkd.text import Batch, Operator, perturb, pool_units, visible_units, width
+from egkd.text import Operator, perturb, pool_units
 
 BLOCK = 256  # coalitions of one text asked for at a time: enough to be packed well, little enough to hold
 Floats = NDArray[np.float64]
@@ -58,20 +57,12 @@ class PerturbationExplainer(Explainer):
     def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
         """One text with `n_players` >= 1 visible units, whose unperturbed value is `full`."""
 
-    def score(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        seeds: Sequence[int],
-        token_budget: int = TOKEN_BUDGET,
-    ) -> UnitScores:
+    def score(self, request: Request) -> UnitScores:
         with torch.inference_mode():
-            game = Game(model, tokenizer, batch, target_B, self.operator, token_budget)
+            game = Game(request, self.operator)
             plays = {
                 row: self.play(int(game.visible_BU[row].sum()), game.full_B[row], np.random.default_rng(seed))
-                for row, seed in enumerate(seeds)
+                for row, seed in enumerate(request.seeds)
                 if game.visible_BU[row].any()
             }
             estimates = _play_together(plays, game)
@@ -81,25 +72,18 @@ class PerturbationExplainer(Explainer):
 class Game:
     """The value of coalitions of a batch's units, under one operator."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        operator: Operator,
-        token_budget: int,
-    ) -> None:
-        self.model, self.tokenizer, self.operator, self.token_budget = model, tokenizer, operator, token_budget
-        config = getattr(unwrapped(model), "config", None)
+    def __init__(self, request: Request, operator: Operator) -> None:
+        self.request, self.operator, batch = request, operator, request.batch
+        config = getattr(unwrapped(request.model), "config", None)
         self.drops = operator == "attention" and getattr(config, "model_type", None) in _POSITION_IN_EMBEDDING
-        seen = observe(model, batch, keep=("embeddings",) if self.drops else ())
+        seen = observe(request.model, batch, keep=("embeddings",) if self.drops else ())
         self.logits_BC, self.embeddings_BTD = seen.logits_BC, seen.embeddings_BTD
-        self.target_B = predicted(seen.logits_BC, target_B)
+        self.target_B = predicted(seen.logits_BC, request.target_B)
         self.full_B = log_odds(seen.logits_BC.float(), self.target_B).tolist()
         unit_ids_BT = batch["unit_ids"]
-        self.visible_BU = visible_units(unit_ids_BT, width(batch)).cpu().numpy()
-        self.tokens_BU = pool_units(torch.ones(unit_ids_BT.shape, device=unit_ids_BT.device), unit_ids_BT, width(batch)).long()
+        self.visible_BU = request.visible_BU.cpu().numpy()
+        ones_BT = torch.ones(unit_ids_BT.shape, device=unit_ids_BT.device)
+        self.tokens_BU = pool_units(ones_BT, unit_ids_BT, request.n_units).long()
         self.length_B = batch["attention_mask"].sum(1)
         places_BT = torch.arange(unit_ids_BT.shape[1], device=unit_ids_BT.device).expand(unit_ids_BT.shape)
         self.batch = {**batch, "position_ids": places_BT} if self.drops else batch
@@ -124,14 +108,15 @@ class Game:
             length_P = length_P - (self.tokens_BU[row_P] * ~keep_PU).sum(1)
         lengths = length_P.tolist()
         values_P = torch.empty(len(row_P), device=row_P.device)
-        for part in length_batches(lengths, self.token_budget):
+        for part in length_batches(lengths, self.request.token_budget):
             part_P = torch.tensor(part, device=row_P.device)
             logits_PC = self._logits(row_P[part_P], keep_PU[part_P], lengths[part[0]])
             values_P[part_P] = log_odds(logits_PC.float(), self.target_B[row_P[part_P]])
         return values_P.double().cpu().numpy()
 
     def _logits(self, row_P: Tensor, keep_PU: Tensor, longest: int) -> Tensor:
-        copies = perturb(take(self.batch, row_P), keep_PU, "delete" if self.drops else self.operator, self.tokenizer)
+        operator = "delete" if self.drops else self.operator
+        copies = perturb(take(self.batch, row_P), keep_PU, operator, self.request.tokenizer)
         if self.drops:  # the embeddings of the tokens that stay, each with its old place in it
             assert self.embeddings_BTD is not None
             places_PT = copies.pop("position_ids")
@@ -139,7 +124,7 @@ class Game:
         else:
             kept_PTD = None
             copies = cut_to(copies, longest)
-        return observe(self.model, copies, replace_BTD=kept_PTD).logits_BC
+        return observe(self.request.model, copies, replace_BTD=kept_PTD).logits_BC
 
 
 def _play_together(plays: Mapping[int, Play], game: Game) -> dict[int, Estimate]:

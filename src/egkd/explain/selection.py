@@ -13,13 +13,12 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, InstanceOf
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted
+from egkd.explain.base import Explainer, Family, Request, UnitScores, predicted
 from egkd.explain.fitting import fit_selector
 from egkd.explain.selectors import Kind, Selector, SelectorSettings, read_hidden
-from egkd.text import Batch, visible_units, width
 
 
 def _loaded(value: Any) -> Any:
@@ -55,16 +54,7 @@ class AmortisedExplainer(Explainer):
         own = replace(settings or SelectorSettings(), kind=self.kind)
         return replace(self, selector=fit_selector(own, model, tokenizer, dataset, seed=seed, progress=progress))  # type: ignore[call-arg]
 
-    def score(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        seeds: Sequence[int],
-        token_budget: int = TOKEN_BUDGET,
-    ) -> UnitScores:
-        """Nothing is drawn: `seeds` are not needed."""
+    def score(self, request: Request) -> UnitScores:
         if self.selector is None:
             raise ValueError(
                 f"'{self.name}' has no selector yet; fit one with {type(self).__name__}().fit(model, tokenizer, rows), "
@@ -72,11 +62,11 @@ class AmortisedExplainer(Explainer):
             )
         if self.selector.settings.kind != self.kind:
             raise ValueError(f"'{self.name}' was given a selector of the kind '{self.selector.settings.kind}'; fit its own")
-        read = read_hidden(model, batch, self.selector.settings.layers)
+        read = read_hidden(request.model, request.batch, self.selector.settings.layers)
         return UnitScores(
-            scores_BU=self.selector.logits_from(read, batch),
-            visible_BU=visible_units(batch["unit_ids"], width(batch)),
-            target_B=predicted(read.logits_BC, target_B),
+            scores_BU=self.selector.logits_from(read, request.batch),
+            visible_BU=request.visible_BU,
+            target_B=predicted(read.logits_BC, request.target_B),
             logits_BC=read.logits_BC,
         )
 

@@ -4,18 +4,18 @@ Shapes: B batch, T tokens, D width of the embedding output, U units, C classes, 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field, InstanceOf
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted, take
+from egkd.explain.base import Explainer, Family, Request, UnitScores, predicted
 from egkd.explain.gradient import GradientExplainer, InputXGradient
 from egkd.models import observe
-from egkd.text import Batch, visible_units, width
+from egkd.text import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +39,21 @@ class SmoothGrad(Explainer):
     noise: float = Field(default=0.15, gt=0)
     """Standard deviation of the noise, in standard deviations of the embeddings."""
 
-    def score(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        seeds: Sequence[int],
-        token_budget: int = TOKEN_BUDGET,
-    ) -> UnitScores:
+    def score(self, request: Request) -> UnitScores:
         with torch.no_grad():
-            own = observe(model, batch, keep=("embeddings",))
-        target_B = predicted(own.logits_BC, target_B)
-        own_BTD = own.embeddings_BTD
+            own = observe(request.model, request.batch, keep=("embeddings",))
+        target_B, own_BTD = predicted(own.logits_BC, request.target_B), own.embeddings_BTD
         assert own_BTD is not None
-        drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
+        request = replace(request, target_B=target_B)
+        drawn = [torch.Generator().manual_seed(seed) for seed in request.seeds]
         rows = torch.arange(len(own_BTD), device=own_BTD.device)
-        sum_BU = own_BTD.new_zeros(len(own_BTD), width(batch), dtype=torch.double)
+        sum_BU = own_BTD.new_zeros(len(own_BTD), request.n_units, dtype=torch.double)
         squares_BU = sum_BU.clone()
-        together = max(1, token_budget // batch["input_ids"].numel())
+        together = max(1, request.token_budget // request.batch["input_ids"].numel())
         for start in range(0, self.n_samples, together):
             copies = min(together, self.n_samples - start)
-            noisy = torch.cat([own_BTD + self._noise(own_BTD, batch, drawn) for _ in range(copies)])
-            row_P = rows.repeat(copies)
-            part = self.inner.score_at(model, tokenizer, take(batch, row_P), target_B[row_P], noisy, token_budget)
+            noisy = torch.cat([own_BTD + self._noise(own_BTD, request.batch, drawn) for _ in range(copies)])
+            part = self.inner.score(request.copies(rows.repeat(copies), embeddings_BTD=noisy))
             scores_NBU = part.scores_BU.double().unflatten(0, (copies, -1))
             sum_BU += scores_NBU.sum(0)
             squares_BU += scores_NBU.square().sum(0)
@@ -70,7 +61,7 @@ class SmoothGrad(Explainer):
         variance_BU = (squares_BU / self.n_samples - mean_BU.square()).clamp(min=0) / (self.n_samples - 1)
         return UnitScores(
             scores_BU=mean_BU.float(),
-            visible_BU=visible_units(batch["unit_ids"], width(batch)),
+            visible_BU=request.visible_BU,
             target_B=target_B,
             logits_BC=own.logits_BC,
             error_BU=variance_BU.sqrt().float(),

@@ -10,15 +10,13 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from egkd.explain.base import TOKEN_BUDGET, Explainer, Family, UnitScores, predicted
+from egkd.explain.base import Explainer, Family, Request, UnitScores, predicted
 from egkd.explain.fitting import draw_top_k
 from egkd.explain.masking import SoftMask, divergence, soft_mask
 from egkd.explain.selectors import kept_count, top_share
 from egkd.models import observe
-from egkd.text import Batch, visible_units, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +47,20 @@ class SufficientSubset(Explainer):
     tolerance: float = Field(default=0.1, gt=0)
     """Divergence of a subset that still suffices: nats, or squared error in regression."""
 
-    def score(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        batch: Batch,
-        target_B: Tensor | None,
-        seeds: Sequence[int],
-        token_budget: int = TOKEN_BUDGET,
-    ) -> UnitScores:
+    def score(self, request: Request) -> UnitScores:
         with torch.no_grad():
-            seen = observe(model, batch, keep=("embeddings",))
+            seen = observe(request.model, request.batch, keep=("embeddings",))
         full_BC = seen.logits_BC.float()
-        masked = soft_mask(model, tokenizer, batch, own_BTD=seen.embeddings_BTD)
-        visible_BU = visible_units(batch["unit_ids"], width(batch))
-        logits_BU = self._relaxed(masked, full_BC, visible_BU, seeds)
+        masked = soft_mask(request.model, request.tokenizer, request.batch, own_BTD=seen.embeddings_BTD)
+        visible_BU = request.visible_BU
+        logits_BU = self._relaxed(masked, full_BC, visible_BU, request.seeds)
         candidates_BU = top_share(logits_BU, visible_BU, min(1.0, 2 * self.rate))
         with torch.no_grad():
-            rank_BU, divergence_BS, agrees_BS = prune(masked, full_BC, candidates_BU, token_budget)
+            rank_BU, divergence_BS, agrees_BS = prune(masked, full_BC, candidates_BU, request.token_budget)
         return UnitScores(
             scores_BU=_scores(rank_BU, logits_BU, visible_BU),
             visible_BU=visible_BU,
-            target_B=predicted(full_BC, target_B),
+            target_B=predicted(full_BC, request.target_B),
             logits_BC=full_BC,
             diagnostics=self._diagnostics(divergence_BS, agrees_BS, visible_BU),
         )

@@ -3,6 +3,7 @@
 Shapes: B batch, U units, K views: one per explained class.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from egkd.explain import EXPLAINERS, explainer_from_name
 from egkd.explain.amortised import REASONS, WordHead
-from egkd.explain.base import example_seed, suitable_budget
+from egkd.explain.base import Request, example_seed, suitable_budget
 from egkd.models import Need, Seen, frozen, observe
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
 from egkd.objectives.gradient import Distance, scores_distance
@@ -76,10 +77,14 @@ class Reasons(Objective):
         targets = [target_B]
         if self.classes == "all" and n_classes > 2:
             targets = [torch.full_like(target_B, each) for each in range(n_classes)]
-        scored = [
-            explainer.score(teacher.model, teacher.tokenizer, batch, each_B, seeds, suitable_budget(teacher.model))
-            for each_B in targets
-        ]
+        request = Request(
+            model=teacher.model,
+            tokenizer=teacher.tokenizer,
+            batch=batch,
+            seeds=seeds,
+            token_budget=suitable_budget(teacher.model),
+        )
+        scored = [explainer.score(replace(request, target_B=each_B)) for each_B in targets]
         scores_BKU = torch.stack([one.scores_BU for one in scored], dim=1)
         strength_B = scores_BKU.flatten(1).norm(dim=1)
         return {
