@@ -1,6 +1,7 @@
 """Submissions: all files of the official format, predictions that transformers makes too, and what is refused."""
 
 import dataclasses
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from egkd.data import glue_server
 from egkd.data.glue_server import SERVER_SETS, ServerSet, load_server_set
 from egkd.experiments import submission
 from egkd.experiments.records import Record
-from egkd.experiments.submission import chosen_students, write_submission
+from egkd.experiments.submission import Entry, chosen_students, write_submission
 
 FILES = "CoLA SST-2 MRPC STS-B QQP MNLI-m MNLI-mm QNLI RTE WNLI AX".split()
 ROWS = [("a great film", "it was lovely"), ("a dull plot", "we like it"), ("awful", "so very boring"), ("the cast", "a movie")]
@@ -100,20 +101,20 @@ def test_all_files_with_the_predictions_of_the_students(directory: Path, student
     assert not any("same prediction" in line for line in said)
     singles: list[tuple[str, ...]] = [(first,) for first, _ in ROWS]
     backwards: list[tuple[str, ...]] = [(second, first) for first, second in ROWS]
-    expected = {
+    expected: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         "CoLA": ("cola", singles),
         "SST-2": ("sst2", singles),
-        "MRPC": ("mrpc", ROWS),
-        "QQP": ("qqp", ROWS),
-        "MNLI-m": ("mnli", ROWS),
+        "MRPC": ("mrpc", [*ROWS]),
+        "QQP": ("qqp", [*ROWS]),
+        "MNLI-m": ("mnli", [*ROWS]),
         "MNLI-mm": ("mnli", backwards),
-        "AX": ("mnli", ROWS),
-        "QNLI": ("qnli", ROWS),
-        "RTE": ("rte", ROWS),
-        "WNLI": ("wnli", ROWS),
+        "AX": ("mnli", [*ROWS]),
+        "QNLI": ("qnli", [*ROWS]),
+        "RTE": ("rte", [*ROWS]),
+        "WNLI": ("wnli", [*ROWS]),
     }
     for name, (task, pairs) in expected.items():
-        ids = by_transformers(students[task], list(pairs)).argmax(1).tolist()
+        ids = by_transformers(students[task], pairs).argmax(1).tolist()
         assert found[name] == [NAMES[task][i] if task in ("mnli", "qnli", "rte") else str(i) for i in ids], name
     scores = by_transformers(students["stsb"], list(ROWS))[:, 0].clip(0, 5).tolist()
     assert [float(value) for value in found["STS-B"]] == pytest.approx(scores, abs=6e-4)
@@ -266,3 +267,40 @@ def test_the_best_seed_on_dev_is_submitted(tmp_path: Path, made_up: Callable[...
 def test_a_server_set_names_a_task_that_answers_it() -> None:
     assert {test.task for test in SERVER_SETS.values()} == set(NAMES)
     assert all(isinstance(test, ServerSet) and name.endswith(".tsv") for name, test in SERVER_SETS.items())
+
+
+def test_what_is_submitted_is_read_from_a_flag() -> None:
+    assert Entry.read("guided=a/b.zip", ["small"], ["guided"]) == Entry(student="small", method="guided", out=Path("a/b.zip"))
+    assert Entry.read("tiny/guided=b.zip", ["small", "tiny"], ["guided"]).student == "tiny"
+    for flag, students in (("guided", ["small"]), ("other=b.zip", ["small"]), ("guided=b.zip", ["small", "tiny"])):
+        with pytest.raises(ValueError, match=rf"^--submission '{flag}': expected .*METHOD=ZIP, METHOD one of guided"):
+            Entry.read(flag, students, ["guided"])
+
+
+@pytest.mark.usefixtures("_short", "calm_libraries")
+def test_the_command_submits_what_is_finished(
+    directory: Path,
+    students: Mapping[str, Path],
+    made_up: Callable[..., list[Record]],
+    tmp_path: Path,
+    egkd: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    for record in made_up(out / "cells", {"plain": 0.0}, seeds=2):
+        shutil.copytree(students[record.task], record.folder / "student")
+        (record.folder / "config.yaml").write_text("max_length: 16\n")
+    monkeypatch.setattr("egkd.experiments.running.run", lambda *_, **__: {})
+    monkeypatch.setattr("egkd.experiments.results.finished", lambda _: True)
+    flags = ["--tasks", "sst2,mrpc", "--students", "small", "--methods", "plain", "--seeds", "0,1", "--glue-dir", directory]
+    answer = egkd("glue", "--out", out, "--teacher-init", "none", *flags, "--submission", f"plain={tmp_path / 'a.zip'}")
+    assert answer.code == 0, answer.err
+    found = opened(tmp_path / "a.zip")
+    ids = by_transformers(students["mrpc"], list(ROWS)).argmax(1).tolist()
+    assert found["MRPC"] == list(map(str, ids))
+    said = " ".join(answer.out.split())
+    assert "SST-2.tsv: 4 predictions" in said
+    assert "same prediction for every row: CoLA.tsv, STS-B.tsv," in said
+    wrong = egkd("glue", "--out", out, "--teacher-init", "none", *flags, "--submission", "other=a.zip")
+    assert wrong.code
+    assert "expected METHOD=ZIP, METHOD one of plain" in " ".join(wrong.err.split())

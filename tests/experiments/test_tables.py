@@ -89,13 +89,13 @@ def test_what_is_sure_is_marked_and_nothing_else(found: dict[str, Any], folder: 
     assert re.fullmatch(r"\d+\.\d ± \d\.\d \(3\) ▼", shown["labels"]["sst2"])
     assert re.fullmatch(r"\d+\.\d ± \d\.\d \(3\)", shown["other"]["sst2"])
     said = (folder / "glue.md").read_text()
-    assert "significantly better than plain: guided (sst2)" in said
-    assert re.search(r"significantly worse than plain: labels \(sst2\)[^;]*\.", said)
+    assert "Significantly better: guided (sst2)" in said
+    assert re.search(r"Significantly worse: labels \(sst2\)[^.]*\.", said)
 
 
 def test_nobody_below_can_be_read(tmp_path: Path, made_up: MadeUp) -> None:
     results(made_up(tmp_path / "cells", {"plain": 0, "guided": 0.6}), tmp_path)
-    assert "significantly worse than plain: none." in (tmp_path / "glue.md").read_text()
+    assert "Significantly worse: none." in (tmp_path / "glue.md").read_text()
 
 
 def test_the_teacher_stands_on_top(found: dict[str, Any], folder: Path, records: list[Record]) -> None:
@@ -144,7 +144,7 @@ def test_one_seed_is_said(tmp_path: Path, made_up: MadeUp) -> None:
 def test_without_the_baseline_there_are_scores_alone(tmp_path: Path, made_up: MadeUp) -> None:
     found = results(made_up(tmp_path / "cells", {"guided": 0.5}), tmp_path)
     assert found["students"]["small"]["guided"]["tasks"]["sst2"]["difference"] is None
-    assert "nothing can be compared with plain yet" in (tmp_path / "glue.md").read_text()
+    assert "Nothing can be compared with plain yet." in (tmp_path / "glue.md").read_text()
 
 
 def test_each_student_has_its_own_tables(tmp_path: Path, made_up: MadeUp) -> None:

@@ -1,6 +1,7 @@
 """`egkd glue`: tasks × students × methods × seeds, and the table."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,13 @@ def glue(
     epochs: Annotated[float | None, typer.Option(help="Training epochs of the students (3).")] = None,
     limit: Annotated[int | None, typer.Option(help="Train and evaluate everybody on so many rows only: a quick look.")] = None,
     max_length: o.MaxLength = None,
+    submission: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD=ZIP",
+            help="At the end predict GLUE's test sets with a method's students, for its server. STUDENT/METHOD=ZIP of several.",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Cells side by side, each with its share of the cores.")] = 1,
     set_: o.Set = None,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -73,6 +81,11 @@ def glue(
     from egkd.cli.progress import calm, cells_bar
     from egkd.experiments.running import run
 
+    if submission:
+        from egkd.experiments.results import records
+        from egkd.experiments.submission import Entry, submit
+
+        entry = Entry.read(submission, list(grid.students), list(grid.methods))
     console = Console()
     calm()
     with cells_bar(console) as show:
@@ -84,6 +97,11 @@ def glue(
     if failed:
         console.print(f"{len(failed)} failed; the same command tries them again")
         raise typer.Exit(1)
+    if submission:
+        where = grid.base.get("data", {}).get("glue_dir")
+        tell = partial(console.print, highlight=False, markup=False)
+        written = submit(records(grid, out), entry, glue_dir=where, trust_remote_code=trust_remote_code, tell=tell)
+        console.print(f"submission: {escape(str(written))}", highlight=False)
 
 
 def _parts(given: Sequence[str] | None) -> list[str]:

@@ -47,17 +47,26 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything there is to show."""
+
+    verdicts: tuple[str, ...]
+    tables: tuple[Table, ...]
+    reading: tuple[str, ...]
+
+
+def markdown(page: Page) -> str:
     """Best is bold, second italic."""
     shown = {"best": "**{}**", "second": "*{}*", "": "{}"}
-    parts = []
-    for table in tables:
+    parts = [_plain(verdict) for verdict in page.verdicts]
+    for table in page.tables:
         lines = [_joined(["method", *table.head]), "|---" + "|---:" * len(table.head) + "|"]
         for name, cells in table.rows:
             texts = [" ".join(filter(None, (shown[c.mark].format(c.text), c.spread, c.sign))) for c in cells]
             lines.append(_joined([name, *texts]))
         parts.append(f"## {_plain(table.title)}\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, "\n".join(f"- {_plain(note)}" for note in notes)]) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"- {_plain(line)}" for line in page.reading)]) + "\n"
 
 
 def _joined(fields: Sequence[str]) -> str:
@@ -70,7 +79,7 @@ def _plain(text: str) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
+def latex(page: Page) -> str:
     """Best is bold, second underlined; needs the packages booktabs, amssymb and graphicx."""
     shown = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
 
@@ -78,8 +87,8 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
         spread = rf"{{\scriptsize {_tex(one.spread)}}}" if one.spread else ""
         return " ".join(filter(None, (shown[one.mark].format(_tex(one.text)), spread, _tex(one.sign))))
 
-    parts = ["% \\usepackage{booktabs,amssymb,graphicx}"]
-    for table in tables:
+    parts = ["% \\usepackage{booktabs,amssymb,graphicx}", *map(_tex, page.verdicts)]
+    for table in page.tables:
         columns = "l" + "r" * len(table.head)
         head = " & ".join(map(_tex, ["method", *table.head])) + r" \\"
         rows = [" & ".join([_tex(name), *map(cell, cells)]) + r" \\" for name, cells in table.rows]
@@ -88,7 +97,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
         body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
         start = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
         parts.append("\n".join([*start, r"\resizebox{\linewidth}{!}{%", *body, "}", r"\end{table}"]))
-    return "\n\n".join([*parts, "{\\footnotesize " + "\\par\n".join(map(_tex, notes)) + "\\par}"]) + "\n"
+    return "\n\n".join([*parts, "{\\footnotesize " + "\\par\n".join(map(_tex, page.reading)) + "\\par}"]) + "\n"
 
 
 def _tex(text: str) -> str:
@@ -110,7 +119,7 @@ def _value(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def html(tables: Sequence[Table], notes: Sequence[str]) -> str:
+def html(page: Page) -> str:
     """A page that needs nothing but a browser: all text is escaped, its own policy forbids scripts and what is elsewhere."""
     environment = Environment(
         loader=FileSystemLoader([TEMPLATES, STYLE]),
@@ -119,4 +128,4 @@ def html(tables: Sequence[Table], notes: Sequence[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("results.html").render(tables=tables, notes=notes)
+    return environment.get_template("results.html").render(page=page)

@@ -6,10 +6,9 @@ from typing import Any
 from egkd.report.wording import listed, measure
 
 
-def notes(found: Mapping[str, Any]) -> list[str]:
-    """The verdict on each student's methods, and how to read the tables; `found` is what `glue.json` holds."""
-    verdicts = [_verdict(found, student, methods) for student, methods in found["students"].items()]
-    return [*verdicts, *_reading(found)]
+def verdicts(found: Mapping[str, Any]) -> list[str]:
+    """For each student who is surely better or worse than the baseline; `found` is what `glue.json` holds."""
+    return [_verdict(found, student, methods) for student, methods in found["students"].items()]
 
 
 def _compared(methods: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -21,23 +20,23 @@ def _compared(methods: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[st
 
 
 def _verdict(found: Mapping[str, Any], student: str, methods: Mapping[str, Any]) -> str:
-    """Who is surely better or worse than the baseline, and on what."""
     name = f"{student}: " if len(found["students"]) > 1 else ""
     compared = list(_compared(methods))
     if not compared:
-        return f"{name}nothing can be compared with {found['baseline']} yet."
-    parts = []
+        return f"{name}Nothing can be compared with {found['baseline']} yet."
+    said = []
     for kind in ("better", "worse"):
         chosen = [
             f"{method} ({'on average' if task == 'average' else task})"
             for method, task, difference in compared
             if difference["verdict"] == kind
         ]
-        parts.append(f"significantly {kind} than {found['baseline']}: {listed(chosen) if chosen else 'none'}")
-    return f"{name}of {len(compared)} comparisons, {'; '.join(parts)}."
+        said.append(f"Significantly {kind}: {listed(chosen) if chosen else 'none'}.")
+    return f"{name}{len(compared)} comparisons with {found['baseline']}. {' '.join(said)}"
 
 
-def _reading(found: Mapping[str, Any]) -> list[str]:
+def reading(found: Mapping[str, Any]) -> list[str]:
+    """How to read the tables."""
     about, baseline, students = found["about"], found["baseline"], found["students"].values()
     alone = any(difference["one_seed"] for methods in students for _, _, difference in _compared(methods))
     difference = f"Difference: the method minus {baseline}, same seeds, same examples; in brackets the {about['interval']}"

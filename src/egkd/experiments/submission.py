@@ -7,12 +7,15 @@ diagnostic set AX (answered by MNLI's student) by name, STS-B as numbers from 0 
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import nn
 
+from egkd.config import read_yaml
 from egkd.data import Task
 from egkd.data.glue import LAYOUTS, spelling
 from egkd.data.glue_server import SERVER_SETS, load_server_set
@@ -46,20 +49,62 @@ def chosen_students(records: Sequence[Record], student: str, method: str) -> dic
     return {task: record.folder / "student" for task, record in best.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is to be submitted, and where."""
+
+    student: str
+    method: str
+    out: Path
+
+    @classmethod
+    def read(cls, flag: str, students: Sequence[str], methods: Sequence[str]) -> Self:
+        """From `METHOD=ZIP`, with several students `STUDENT/METHOD=ZIP`. Raises ValueError for names that the grid lacks."""
+        who, _, out = flag.partition("=")
+        student, _, method = who.rpartition("/")
+        student = student or (students[0] if len(students) == 1 else "")
+        if not out or student not in students or method not in methods:
+            names = f"METHOD one of {', '.join(methods)}"
+            names += f" and STUDENT of {', '.join(students)}" if len(students) > 1 else ""
+            form = "STUDENT/METHOD=ZIP" if len(students) > 1 else "METHOD=ZIP"
+            raise ValueError(f"--submission {flag!r}: expected {form}, {names}")
+        return cls(student=student, method=method, out=Path(out))
+
+
+def submit(
+    records: Sequence[Record],
+    entry: Entry,
+    *,
+    glue_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """`write_submission` for the best runs of a student and a method. Raises ValueError as it does, and where none is done."""
+    chosen = chosen_students(records, entry.student, entry.method)
+    return write_submission(
+        chosen,
+        entry.out,
+        glue_dir=glue_dir,
+        max_length={task: read_yaml(folder.parent / "config.yaml")["max_length"] for task, folder in chosen.items()},
+        trust_remote_code=trust_remote_code,
+        tell=tell,
+    )
+
+
 def write_submission(
     students: Mapping[str, Path],
     out: Path,
     *,
     glue_dir: str | Path | None = None,
-    max_length: int = MAX_LENGTH,
+    max_length: int | Mapping[str, int] = MAX_LENGTH,
     trust_remote_code: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Predict every test set that has a student (by task: `{"sst2": folder}`) and write the zip `out`, whole or not at all.
 
-    `glue_dir` has test.tsv beside each task's train.tsv and diagnostic/diagnostic.tsv; without one the hub is asked. `tell`
-    hears which files hold a constant. Raises ValueError for an unknown task, a student that cannot answer it, a missing test
-    set of a task that has a student, or a test set that is not GLUE's.
+    `max_length` is one for all, or by task. `glue_dir` has test.tsv beside each task's train.tsv and diagnostic/diagnostic.tsv;
+    without one the hub is asked. `tell` hears which files hold a constant. Raises ValueError for an unknown task, a student
+    that cannot answer it, a missing test set of a task that has a student, or a test set that is not GLUE's.
     """
     folders = {spelling(task): Path(folder) for task, folder in students.items()}
     unknown = [task for task in folders if task not in LAYOUTS]
@@ -86,7 +131,8 @@ def write_submission(
         if torch.cuda.is_available():
             nn.Module.to(model, "cuda")  # PreTrainedModel's own is not typed
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        logits_NC = predict_logits(model, tokenizer, rows, max_length=max_length)
+        length = max_length if isinstance(max_length, int) else max_length[test.task]
+        logits_NC = predict_logits(model, tokenizer, rows, max_length=length)
         files[name] = _written(task, logits_NC, label_order(model, task, folder), folder)
     if constant:
         tell(f"without a student or a test set, and so the same prediction for every row: {listed(constant)}")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from egkd.experiments.formats import Cell, Table, comma_separated, html, latex, markdown
-from egkd.experiments.notes import notes
+from egkd.experiments.formats import Cell, Page, Table, comma_separated, html, latex, markdown
+from egkd.experiments.notes import reading, verdicts
 from egkd.experiments.records import Record
 from egkd.experiments.statistics import RESAMPLES
 from egkd.experiments.summary import summarise
@@ -37,12 +37,12 @@ def remake(json_file: Path, folder: Path) -> None:
     """The tables anew, from a `glue.json` alone. Raises ValueError where it is none."""
     try:
         found = read_json(json_file)
-        shown, said = tables(found), notes(found)
+        page = Page(verdicts=tuple(verdicts(found)), tables=tuple(tables(found)), reading=tuple(reading(found)))
         texts = {
-            "md": markdown(shown, said),
-            "tex": latex(shown, said),
+            "md": markdown(page),
+            "tex": latex(page),
             "csv": comma_separated(_flat(found)),
-            "html": html(shown, said),
+            "html": html(page),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{json_file} holds no results ({type(error).__name__}: {error}); make it with egkd glue") from None
