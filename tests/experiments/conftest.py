@@ -24,6 +24,7 @@ def answers(task: Task, gain: float, seed: int, examples: int) -> tuple[np.ndarr
     """Labels [N], the same for every seed, and logits [N, C] the better the larger `gain` is."""
     rng = np.random.default_rng(len(task.name))
     own = np.random.default_rng(seed)
+    labels_N: np.ndarray
     if task.kind == "regression":
         labels_N = np.round(rng.uniform(0, 5, size=examples), 1)
         return labels_N, (labels_N + np.exp(-gain) * own.normal(size=examples)).astype(np.float32)[:, None]

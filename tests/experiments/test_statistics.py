@@ -42,6 +42,7 @@ def plain(metric: str, labels_N: np.ndarray, predictions_N: np.ndarray) -> float
 def columns(metric: str, classes: int = 2, examples: int = 40, runs: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N] and answers [N, M] that are often right; numbers with ties."""
     rng = np.random.default_rng(classes)
+    labels_N: np.ndarray
     if metric in NUMBERS:
         labels_N = rng.integers(0, 11, size=examples) / 2
         return labels_N, np.round(labels_N[:, None] + rng.normal(size=(examples, runs)), 1)
@@ -196,7 +197,7 @@ def test_what_others_do_does_not_matter() -> None:
 
 def test_seeds_may_have_examples_of_their_own() -> None:
     """A limit may draw other rows for every seed: they are paired within a seed and independent between."""
-    given_runs = {}
+    given_runs: dict[tuple[str, int], dict[str, Answers]] = {}
     for seed in range(3):
         given_runs |= {
             (method, seed): one
@@ -211,6 +212,13 @@ def test_seeds_may_have_examples_of_their_own() -> None:
 def test_other_examples_with_the_same_seed_are_refused() -> None:
     given_runs = runs({"plain": 0}) | runs({"guided": 0}, examples=199)
     with pytest.raises(ValueError, match=r"^task: plain and guided of seed 0 were evaluated on different examples, .*$"):
+        TaskSample("task", ["accuracy"], given_runs)
+
+
+def test_other_sets_are_refused() -> None:
+    given_runs = runs({"plain": 0, "guided": 0}, seeds=1)
+    given_runs["guided", 0] = {"dev": given_runs["guided", 0]["dev"], "more": given_runs["guided", 0]["dev"]}
+    with pytest.raises(ValueError, match=r"^task: guided of seed 0 was evaluated on dev, more, others on dev, so they"):
         TaskSample("task", ["accuracy"], given_runs)
 
 

@@ -116,6 +116,13 @@ def test_cost_and_explanations_stand_beside(tmp_path: Path, made_up: MadeUp) -> 
     assert table(tmp_path)["plain"]["cost"] == "1.00 ×"
 
 
+def test_what_one_task_lacks_has_no_average(tmp_path: Path, made_up: MadeUp) -> None:
+    some = made_up(tmp_path / "a", {"plain": 0, "guided": 0.1}, tasks=("sst2",), explanations={"occlusion": 0.2, "new": 0.5})
+    more = made_up(tmp_path / "b", {"plain": 0, "guided": 0.1}, tasks=("mrpc",), explanations={"occlusion": 0.4})
+    explained = results(some + more, tmp_path)["students"]["small"]["guided"]["average"]["explanations"]
+    assert explained == {"occlusion": pytest.approx(0.3), "new": None}
+
+
 def test_missing_cells_show_and_are_not_averaged_over(tmp_path: Path, records: list[Record]) -> None:
     missing = {("guided", "mrpc", 0), ("guided", "mrpc", 1), ("guided", "mrpc", 2), ("other", "sst2", 1)}
     some = [record for record in records if (record.method, record.task, record.seed) not in missing]

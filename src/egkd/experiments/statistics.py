@@ -82,7 +82,14 @@ class TaskSample:
         self.name, self.metrics, self.runs, self.resamples = name, tuple(metrics), runs, resamples
         self._seed = [seed, zlib.crc32(name.encode())]
         self._known: dict[tuple[str, str], Difference] = {}
-        self._groups = {split: _same_examples(runs, split) for split in next(iter(runs.values()))}
+        splits = next(iter(runs.values())).keys()
+        for (method, seed), answers in runs.items():
+            if answers.keys() != splits:
+                raise ValueError(
+                    f"{name}: {method} of seed {seed} was evaluated on {', '.join(answers)}, others on {', '.join(splits)}, "
+                    f"so they cannot be compared; give them the same evaluation data"
+                )
+        self._groups = {split: _same_examples(runs, split) for split in splits}
         for groups in self._groups.values():
             self._check_pairs(groups)
 

@@ -180,21 +180,27 @@ def _average(cells: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str,
     tasks = [task for task in cells if set(cells[task]["seeds"]) & set(baseline.get(task, {}).get("seeds", []))]
     chosen = [cells[task] for task in tasks]
     explainers = list(dict.fromkeys(name for cell in chosen for name in cell["explanations"]))
-    costs = [cell["cost"] for cell in chosen if cell["cost"]]
+    costs = [cell["cost"] for cell in chosen]
     return {
         "tasks": tasks,
-        "mean": _mean([cell["mean"] for cell in chosen]),
-        "fidelity": _mean([_mean(cell["fidelity"]) for cell in chosen]),
-        "explanations": {name: _mean([_mean(cell["explanations"].get(name, [])) for cell in chosen]) for name in explainers},
-        "floors": {name: _mean([_mean(cell["floors"].get(name, [])) for cell in chosen]) for name in explainers},
-        "cost": math.exp(float(np.mean(np.log(costs)))) if costs else None,
+        "mean": _of_all([cell["mean"] for cell in chosen]),
+        "fidelity": _of_all([_known(cell["fidelity"]) for cell in chosen]),
+        "explanations": {name: _of_all([_known(cell["explanations"].get(name, [])) for cell in chosen]) for name in explainers},
+        "floors": {name: _of_all([_known(cell["floors"].get(name, [])) for cell in chosen]) for name in explainers},
+        "cost": math.exp(float(np.mean(np.log(costs)))) if costs and all(costs) else None,
         "difference": None,
         "mark": "",
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and not math.isnan(value)]
+def _of_all(values: Sequence[float | None]) -> float | None:
+    """The mean over tasks; none where one of them has no value, as it would be over others than elsewhere."""
+    return None if not values or None in values else float(np.mean(values))  # type: ignore[arg-type]
+
+
+def _known(values: Sequence[float | None]) -> float | None:
+    """The mean over the seeds that have a value."""
+    known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
