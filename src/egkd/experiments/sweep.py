@@ -72,7 +72,7 @@ def sweep(
         found = worker.trials()
     left = sum(trial.state == "running" for trials in found.values() for trial in trials)
     if left:
-        tell(f"{left} trials are still other workers' work; the last of them completes the results")
+        tell(f"still at work elsewhere: {left} trials; the last worker completes the results")
     return found
 
 
