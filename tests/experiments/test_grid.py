@@ -9,11 +9,15 @@ import yaml
 
 from egkd.checks import objectives_of
 from egkd.config import RunConfig, read_yaml
-from egkd.experiments.grid import Cell, GridConfig, student_name
+from egkd.experiments.grid import Cell, Choice, GridConfig, student_name
 from egkd.experiments.methods import METHODS, method_settings
 from egkd.objectives import OBJECTIVES
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+EXAMPLES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+    if {"tasks", "students"} <= set(read_yaml(path))
+]
 OUT = Path("out")
 
 
@@ -53,6 +57,19 @@ def test_a_task_has_its_own_seeds_and_leaves_methods_out() -> None:
         "stsb/layers-2/plain/0",
         "stsb/layers-2/plain/1",
     ]
+
+
+def test_a_part_of_a_grid_keeps_its_order() -> None:
+    config = grid(tasks={"mrpc": {"seeds": [1, 2]}, "cola": {}}, methods=["plain", "labels"], seeds=[0, 1])
+    assert [str(cell) for cell in config.cells(Choice(seeds=(1,), methods=("labels",)))] == [
+        "mrpc/layers-2/labels/1",
+        "cola/layers-2/labels/1",
+    ]
+    assert [str(cell) for cell in config.cells(Choice(tasks=("mrpc",), methods=("plain",)))] == [
+        "mrpc/layers-2/plain/1",
+        "mrpc/layers-2/plain/2",
+    ]
+    assert list(config.cells(Choice())) == list(config.cells())
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,11 @@ def test_a_killed_cell_goes_on_and_processes_side_by_side_find_the_same(
     assert list(failed) == [victim]
     assert failed[victim].startswith("killed by signal 9 ")
     assert (max(most), threads_of) == (2, {1})
-    assert (out / "cells" / victim / "checkpoints" / "checkpoint-2").is_dir()
+    state = out / "cells" / victim / "checkpoints" / "checkpoint-2" / "trainer_state.json"
+    kept = json.loads(state.read_text())
+    assert kept["stateful_callbacks"]["Stopwatch"]["args"]["before"] > 0
+    kept["stateful_callbacks"]["Stopwatch"]["args"]["before"] = 1e6  # as if these two steps had taken days
+    state.write_text(json.dumps(kept))
     taken: list[int] = []
     step = transformers.Trainer.training_step
     monkeypatch.setattr(
@@ -204,6 +208,7 @@ def test_a_killed_cell_goes_on_and_processes_side_by_side_find_the_same(
     )
     assert run(few, out, tell=str, start=Here) == {}
     assert taken == [2, 3]  # of this cell alone, from its checkpoint on
+    assert json.loads((out / "cells" / victim / "training.json").read_text())["seconds"] > 1e6
     assert {cell: figures(out, cell) for cell in CELLS[:4]} == {cell: figures(whole[0], cell) for cell in CELLS[:4]}
     assert contents(out / "cells" / victim / "student") == contents(whole[0] / "cells" / victim / "student")
 

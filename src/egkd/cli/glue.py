@@ -68,16 +68,13 @@ def glue(
         "max_length": max_length,
         "trust_remote_code": trust_remote_code,
     }
-    flags = o.given({"base": base, "teachers": _pairs(teacher), "limit": limit, "seeds": _numbers(seeds)})
-    chosen = _by_name(merge(given, flags))
-    for what, names in (("tasks", _parts(tasks)), ("students", students), ("methods", _parts(methods))):
-        if names:
-            known = chosen.get(what) or {}
-            chosen[what] = _chosen(what, names, known)
-    chosen = override(chosen, set_ or [])
-    from egkd.experiments.grid import GridConfig
+    flags = o.given({"base": base, "teachers": _pairs(teacher), "limit": limit})
+    whole, only = _chosen(
+        merge(given, flags), {"tasks": _parts(tasks), "students": students or [], "methods": _parts(methods)}, _numbers(seeds)
+    )
+    from egkd.experiments.grid import Choice, GridConfig
 
-    grid = GridConfig.of(chosen)
+    grid = GridConfig.of(override(whole, set_ or []))
     from egkd.cli.progress import calm, cells_bar
     from egkd.experiments.running import run
 
@@ -89,7 +86,9 @@ def glue(
     console = Console()
     calm()
     with cells_bar(console) as show:
-        failed = run(grid, out, jobs=jobs, tell=lambda line: console.print(escape(line), highlight=False), show=show)
+        failed = run(
+            grid, out, only=Choice(**only), jobs=jobs, tell=lambda line: console.print(escape(line), highlight=False), show=show
+        )
     for name, why in failed.items():
         console.print(escape(f"failed: {name}: {why}"), highlight=False)
     table = out / "results" / "glue.md"
@@ -108,9 +107,9 @@ def _parts(given: Sequence[str] | None) -> list[str]:
     return [part.strip() for each in given or () for part in each.split(",") if part.strip()]
 
 
-def _numbers(given: Sequence[str] | None) -> list[int] | None:
+def _numbers(given: Sequence[str] | None) -> list[int]:
     try:
-        return [int(part) for part in _parts(given)] or None
+        return [int(part) for part in _parts(given)]
     except ValueError:
         raise ValueError(f"--seeds {','.join(given or ())}: expected whole numbers, like 0,1,2") from None
 
@@ -123,18 +122,34 @@ def _pairs(given: Sequence[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of tasks and methods as entries without settings, so that flags can choose and `--set` can reach them."""
-    from egkd.experiments.grid import entries
+def _chosen(
+    settings: Mapping[str, Any], names: Mapping[str, Sequence[str]], seeds: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    """The settings with what flags name added, and what that is; a name that is no entry of the file is taken for the thing."""
+    from egkd.config import near
+    from egkd.experiments.grid import TASKS, entries
 
-    return {name: entries(name, value) for name, value in settings.items()}
+    whole, only = dict(settings), {}
+    for what, asked in names.items():
+        known = entries(what, whole.get(what, {}))
+        known_tasks = [*known, *TASKS, "movie-reviews"]
+        strange = [name for name in asked if what == "tasks" and _spelt(name) not in map(_spelt, known_tasks)]
+        if strange:
+            raise ValueError(f"unknown task {strange[0]!r}; {near(strange[0], known_tasks)}")
+        named = [entries(what, [name]) if name not in known else {name: known[name]} for name in asked]
+        only[what] = tuple(name for each in named for name in each)
+        if known or named:
+            whole[what] = known | {name: entry for each in named for name, entry in each.items()}
+    if seeds:
+        only["seeds"] = tuple(seeds)
+        whole["seeds"] = sorted({*whole.get("seeds", ()), *seeds})
+        for task in only["tasks"] or whole.get("tasks", ()):
+            entry = whole["tasks"][task]
+            if entry.get("seeds"):
+                whole["tasks"][task] = entry | {"seeds": sorted({*entry["seeds"], *seeds})}
+    return whole, only
 
 
-def _chosen(what: str, names: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of these names; what is no entry of the file is taken for the thing itself."""
-    from egkd.experiments.grid import entries
-
-    chosen: dict[str, Any] = {}
-    for name in names:
-        chosen |= {name: known[name]} if name in known else entries(what, [name])
-    return chosen
+def _spelt(task: str) -> str:
+    """SST-2 and sst2 are one."""
+    return "".join(letter for letter in task.lower() if letter.isalnum())

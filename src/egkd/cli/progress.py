@@ -61,14 +61,15 @@ def cells_bar(console: Console) -> Iterator["Callable[[Standing], None]"]:
         def show(now: "Standing") -> None:
             at_work = f"at work: {', '.join(now.running)}" if now.running else ""
             failed = f"{now.failed} failed" if now.failed else ""
-            to_go = "" if now.seconds_to_go is None else f"{_duration(now.seconds_to_go)} to go"
+            to_go = "" if now.seconds_to_go is None else f"{duration(now.seconds_to_go)} to go"
             said = ", ".join(part for part in (f"{now.left} left", failed, to_go, at_work) if part)
             progress.update(task, completed=now.done, total=now.total, description=said)
 
         yield show
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes, or seconds."""
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,21 @@ class Cell:
         return out / "cells" / str(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A part of a grid: names of entries, and seeds; all of them where empty."""
+
+    tasks: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    def __contains__(self, cell: Cell) -> bool:
+        """Whether a cell is chosen."""
+        told = ((self.tasks, cell.task), (self.students, cell.student), (self.methods, cell.method), (self.seeds, cell.seed))
+        return all(not chosen or own in chosen for chosen, own in told)
+
+
 class GridConfig(BaseModel):
     """Everything that defines an experiment; `grid.yaml` in its folder is this."""
 
@@ -133,14 +149,14 @@ class GridConfig(BaseModel):
         """From settings. Raises ValueError, one line."""
         return check(cls, settings)
 
-    def cells(self) -> Iterator[Cell]:
-        """All cells; within a task all methods with one seed before the next seed, so that what is done is comparable."""
+    def cells(self, only: Choice | None = None) -> Iterator[Cell]:
+        """All cells, or those of a choice; within a task all methods with one seed before the next seed, so that what is done
+        is comparable."""
         for task, entry in self.tasks.items():
-            for seed in entry.seeds or self.seeds:
-                for student in self.students:
-                    for method in self.methods:
-                        if method not in entry.without:
-                            yield Cell(task=task, student=student, method=method, seed=seed)
+            for seed, student, method in product(entry.seeds or self.seeds, self.students, self.methods):
+                cell = Cell(task=task, student=student, method=method, seed=seed)
+                if method not in entry.without and (only is None or cell in only):
+                    yield cell
 
     def config(self, cell: Cell, out: Path) -> RunConfig:
         """The run that a cell of the experiment in `out` is. Raises ValueError, one line, that names the cell."""

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from egkd import pipeline
 from egkd.checks import check_between, objectives_of, rehearse, training_arguments
+from egkd.compatible import check_compatible
 from egkd.config import RunConfig, read_yaml, resolve
 from egkd.data import TaskData
 from egkd.data.loading import load_data
-from egkd.experiments.grid import Cell, GridConfig
+from egkd.experiments.grid import Cell, Choice, GridConfig
 from egkd.objectives import Objective
 from egkd.runs import check_free, check_writable, claim, write_text
 from egkd.students import check_student
-from egkd.train import check_compatible
 
 GRID = "grid.yaml"
 
@@ -88,19 +88,22 @@ def _placeless(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def plan(grid: GridConfig, out: Path) -> list[Job]:
-    """The jobs of the experiment in `out`, done ones included: the cheapest task first, its teacher before its cells.
+def plan(grid: GridConfig, out: Path, only: Choice | None = None) -> list[Job]:
+    """The jobs of the experiment in `out`, or of a part of it: the cheapest task first, its teacher before its cells.
+
+    Cells that are done are among them, their teachers are not.
 
     Raises ValueError, one line, for whatever would fail later: settings, data, models that do not fit, folders in use.
     Nothing is written.
     """
-    if not any(True for _ in grid.cells()):
-        raise ValueError("the grid has no cell: every method is left out by its tasks, or there is no seed")
+    cells = list(grid.cells(only))
+    if not cells:
+        raise ValueError("the grid has no such cell: methods are left out by their tasks, or there is no such seed")
     check_writable(out, "--out")
     _check_old(grown(grid, out), out)
     checks = _Checks(grid, out)
     by_task: dict[str, list[Job]] = {}
-    for cell in grid.cells():
+    for cell in cells:
         by_task.setdefault(cell.task, []).append(checks.job(cell))
     jobs: dict[str, Job] = {}
     for task in sorted(by_task, key=lambda task: max(job.cost for job in by_task[task])):

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from egkd.experiments.clock import Clock
-from egkd.experiments.grid import GridConfig
+from egkd.experiments.grid import Choice, GridConfig
 from egkd.experiments.planning import GRID, Job, grown, plan
 from egkd.experiments.processes import Process, Start, Subprocess, cores
 from egkd.experiments.results import Results
@@ -44,19 +44,20 @@ def run(
     grid: GridConfig,
     out: Path,
     *,
+    only: Choice | None = None,
     jobs: int = 1,
     tell: Callable[[str], None] = print,
     show: Callable[[Standing], None] | None = None,
     start: Start | None = None,
 ) -> dict[str, str]:
-    """Run what is not finished of an experiment, in folder `out`; returns what failed, by name, in a line each.
+    """Run what is not finished of an experiment, or of a part of it, in folder `out`; returns what failed, in a line each.
 
     Interrupted, it stops its processes; the same call goes on. `start` begins a process; a subprocess by default. Raises
     ValueError, one line, for settings that cannot work, before anything is written.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected 1 or more")
-    work = plan(grid, out)
+    work = plan(grid, out, only)
     whole = grown(grid, out)
     out.mkdir(parents=True, exist_ok=True)
     with _held(out):
