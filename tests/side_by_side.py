@@ -111,9 +111,7 @@ def gradients(objectives: list[Objective], shop: Path, processes: int, accumulat
         "lr_scheduler_type": "constant",
     }
     trainer = DistillationTrainer(
-        AutoModelForSequenceClassification.from_pretrained(
-            shop / "student", dtype=torch.float64 if tiny_steps else torch.float32
-        ),
+        AutoModelForSequenceClassification.from_pretrained(shop / "student", dtype=dtype),
         TrainingArguments(
             output_dir=str(shop / "unused"),
             use_cpu=True,

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from egkd.attention import eager_attention, projecting_layers
-from egkd.heads import HEADS, tie_heads
+from egkd.compatible import check_compatible
+from egkd.heads import HEADS, detach_heads, tie_heads
 from egkd.lessons import stack
 from egkd.models import Seen, frozen, observe
 from egkd.objectives import (
@@ -41,7 +42,7 @@ from egkd.predict import encode_dataset
 from egkd.step import learn
 from egkd.students import BiLSTMConfig, TextCNNConfig
 from egkd.text import collate
-from egkd.train import DistillationTrainer, check_compatible, detach_heads
+from egkd.train import DistillationTrainer
 
 INTERNALS = [HiddenStates(), AttentionMaps(), PatientStates(), Relations(relation_heads=2)]
 TWO = {"attention_mask": torch.tensor([[1, 1, 0]])}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, TrainingArguments
 
+from egkd.compatible import check_compatible
 from egkd.lessons import build_lessons, stack
 from egkd.models import Seen, frozen, observe
 from egkd.objectives import (
@@ -27,7 +28,7 @@ from egkd.objectives import (
 from egkd.predict import encode_dataset
 from egkd.processes import mean_count
 from egkd.text import collate
-from egkd.train import DistillationTrainer, check_compatible
+from egkd.train import DistillationTrainer
 
 Batch = dict[str, Tensor]
 

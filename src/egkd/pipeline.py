@@ -18,6 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
+from egkd.compatible import check_compatible
 from egkd.config import RunConfig
 from egkd.data import Task, TaskData
 from egkd.data.augment import augmented
@@ -27,6 +28,7 @@ from egkd.evaluate.compare import compare
 from egkd.evaluate.scores import task_scores
 from egkd.evaluate.teachers import compare_teachers
 from egkd.explain.amortised import with_head
+from egkd.heads import detach_heads
 from egkd.models import embedding_layer, set_dropout
 from egkd.objectives import Labels, Objective
 from egkd.report.page import write_report
@@ -52,7 +54,7 @@ from egkd.students import (
     size_of,
 )
 from egkd.teaching import in_order
-from egkd.train import DistillationTrainer, JsonlLog, TellProgress, check_compatible, detach_heads
+from egkd.train import DistillationTrainer, JsonlLog, TellProgress
 
 Tell = Callable[[str], None]
 """Called with one line for the user."""

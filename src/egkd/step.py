@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from egkd.lessons import Lessons
 from egkd.models import Seen, observe
 from egkd.objectives.base import Lesson, Moment, Objective
 from egkd.processes import mean_count
@@ -93,6 +94,21 @@ def _turns(
             lesson=lesson,
             moment=replace(moment, head=head, count=count),
         )
+
+
+def strongest(objectives: Sequence[Objective], lessons: Mapping[str, Lessons]) -> dict[str, Tensor]:
+    """For objectives that are paid for where the teacher's explanation is strong: which examples those are."""
+    chosen = {}
+    for objective in objectives:
+        schedule = objective.schedule
+        if schedule.choose == "strong" and schedule.share < 1:
+            store = lessons.get(objective.key)
+            if store is None or "strength" not in store.fields:
+                raise ValueError(
+                    f"objectives.{objective.name}.schedule.choose: it cannot tell strong explanations; use 'random'"
+                )
+            chosen[objective.key] = schedule.strongest(store.read(range(len(store)), fields=["strength"])["strength"])
+    return chosen
 
 
 def _rows(values: Mapping[str, Tensor], rows_R: Tensor) -> dict[str, Tensor]:

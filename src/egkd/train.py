@@ -5,7 +5,8 @@ Shapes: B batch, C classes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,64 +27,24 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import egkd.students  # noqa: F401  registers our own types of models
+from egkd.batches import ByLength, DistillationCollator
+from egkd.compatible import check_compatible, use_one_gpu
 from egkd.explain.amortised import head_of
-from egkd.heads import HEADS, tie_heads, without_heads
+from egkd.heads import attach_heads, without_heads
 from egkd.lessons import Lessons
 from egkd.models import double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, check_labelled, label_loss
 from egkd.predict import encode_dataset
-from egkd.step import learn
+from egkd.step import learn, strongest
 from egkd.teaching import Source, asked_of, teach_all, voices_of
-from egkd.text import MAX_LENGTH, Batch, collate
+from egkd.text import MAX_LENGTH, Batch
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 _COLUMNS = ["input_ids", "attention_mask", "token_type_ids", "unit_ids", "n_units", "length", "label", "labels", "idx"]
-
-
-class DistillationCollator:
-    """Pads a batch and puts the lessons of its rows beside it."""
-
-    def __init__(self, pad_token_id: int, lessons: Mapping[str, Lessons] | None = None) -> None:
-        """`lessons` are looked up by a row's `idx`; rows without one (evaluation) get none."""
-        self.pad_token_id = pad_token_id
-        self.lessons = dict(lessons or {})
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One batch of tensors; `lessons` is a dictionary of dictionaries of tensors."""
-        batch: dict[str, Any] = collate(rows, self.pad_token_id)
-        if "idx" in batch:
-            indices = batch["idx"].tolist()
-            batch["lessons"] = {name: lessons.read(indices) for name, lessons in self.lessons.items()}
-        return batch
-
-
-class ByLength(Sampler[int]):
-    """transformers' batches of similar length, in an order that depends on seed, epoch and size of the whole batch alone.
-
-    Theirs is drawn from the process's random state: processes that have used up more or fewer numbers, or a resumed run, would
-    each go through the data in another order, and leave some out.
-    """
-
-    def __init__(self, theirs: LengthGroupedSampler, args: TrainingArguments) -> None:
-        """In the place of `theirs`."""
-        self.lengths, self.batch_size = theirs.lengths, theirs.batch_size * args.world_size
-        self.seed = args.seed if args.data_seed is None else args.data_seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Every epoch has its own order."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        random = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=random))
 
 
 class DistillationTrainer(Trainer):
@@ -138,6 +99,7 @@ class DistillationTrainer(Trainer):
         self.args = args = args or TrainingArguments(output_dir="distilled")
         self.objectives = [o for o in (objectives if objectives is not None else [Labels(), SoftLabels()]) if o.weight > 0]
         check_compatible(self.objectives, args, teacher is not None)
+        use_one_gpu(args, tell or warnings.warn)
         if args.ddp_broadcast_buffers is None:  # it waits for all processes at every pass, and they make now more, now fewer
             args.ddp_broadcast_buffers = False
         voices = voices_of(teacher, teacher_processing_class, teacher_weights)
@@ -166,8 +128,8 @@ class DistillationTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = encode_dataset(eval_dataset, processing_class, max_length)
         self._pad_token_id = int(processing_class.pad_token_id or 0)
-        self._heads = _attach_heads(model, self.objectives, lessons, args.seed)
-        self._strong = _strongest(self.objectives, lessons)
+        self._heads = attach_heads(model, self.objectives, lessons, args.seed)
+        self._strong = strongest(self.objectives, lessons)
         self._terms: dict[str, Tensor] = {}
         self._terms_seen = 0
         super().__init__(
@@ -258,81 +220,6 @@ class DistillationTrainer(Trainer):
             logs |= {f"loss/{name}": round(value.item() / self._terms_seen, 6) for name, value in self._terms.items()}
             self._terms, self._terms_seen = {}, 0
         super().log(logs, start_time)
-
-
-def _attach_heads(
-    model: nn.Module, objectives: Sequence[Objective], lessons: Mapping[str, Lessons], seed: int
-) -> dict[str, nn.Module]:
-    """What objectives train beside the student becomes part of it, so that everything reaches it: optimiser, processes,
-    checkpoints. Drawn from `seed`, without touching the random state."""
-    heads: dict[str, nn.Module] = {}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for objective in objectives:
-            key = objective.name if objective.keeps_head else objective.key  # what stays with the student is one
-            lesson = lessons[objective.key].read([0]) if objective.key in lessons else {}
-            head = None if key in heads else objective.head(model, lesson)
-            if head is not None:
-                heads[key] = head
-    if heads:
-        model.add_module(HEADS, nn.ModuleDict(heads))
-        tie_heads(model)
-    return heads
-
-
-def detach_heads(model: nn.Module, objectives: Sequence[Objective]) -> None:
-    """Take out of a finished student what was only there to teach it."""
-    heads = getattr(model, HEADS, None)
-    if heads is None:
-        return
-    kept = {objective.name for objective in objectives if objective.keeps_head}
-    for name in [name for name in heads if name not in kept]:
-        del heads[name]
-    if len(heads) == 0:
-        delattr(model, HEADS)
-
-
-def _strongest(objectives: Sequence[Objective], lessons: Mapping[str, Lessons]) -> dict[str, Tensor]:
-    """For objectives that are paid for where the teacher's explanation is strong: which examples those are."""
-    chosen = {}
-    for objective in objectives:
-        schedule = objective.schedule
-        if schedule.choose == "strong" and schedule.share < 1:
-            store = lessons.get(objective.key)
-            if store is None or "strength" not in store.fields:
-                raise ValueError(
-                    f"objectives.{objective.name}.schedule.choose: it cannot tell strong explanations; use 'random'"
-                )
-            chosen[objective.key] = schedule.strongest(store.read(range(len(store)), fields=["strength"])["strength"])
-    return chosen
-
-
-def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, has_teacher: bool) -> None:
-    """Refuse what cannot work together, before anything is loaded. Raises ValueError."""
-    if not objectives:
-        raise ValueError("no objective has a weight above 0; nothing would be learnt")
-    names = [objective.name for objective in objectives]
-    if len(set(names)) < len(names):
-        raise ValueError(f"objectives {names} name one twice; give each once")
-    taught = [objective.name for objective in objectives if objective.has_lesson]
-    if taught and not has_teacher:
-        raise ValueError(f"the objectives {', '.join(taught)} need a teacher; pass teacher=…")
-    checkpointing = getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
-    attending = [objective.name for objective in objectives if "attentions" in objective.needs]
-    if attending and checkpointing:
-        raise ValueError(f"checkpointing computes layers anew without what {attending[0]} looks at; switch one of them off")
-    twice = [objective.name for objective in objectives if objective.differentiates_twice]
-    if not twice:
-        return
-    reentrant = (getattr(args, "gradient_checkpointing_kwargs", None) or {}).get("use_reentrant", False)
-    if checkpointing and reentrant:
-        raise ValueError(
-            f"reentrant checkpointing cannot differentiate twice, which {twice[0]} needs; set use_reentrant to false"
-        )
-    if getattr(args, "ddp_static_graph", None):
-        raise ValueError(f"ddp_static_graph gives wrong gradients, without an error, with {twice[0]}; set it to false")
-    if args.fsdp or args.deepspeed:
-        raise ValueError(f"FSDP and DeepSpeed are not supported with {twice[0]}, which differentiates twice; use plain DDP")
 
 
 class TellProgress(TrainerCallback):

@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from egkd.explain.base import suitable_budget
 from egkd.lessons.columns import Cells, UnfitCell
 from egkd.lessons.fingerprints import fingerprint_labels, fingerprint_model, fingerprint_texts, fingerprint_tokenizer
-from egkd.processes import Ranks, ranks
 from egkd.lessons.rows import Rows
 from egkd.lessons.size import estimate_bytes, readable
 from egkd.lessons.store import (
@@ -36,6 +35,7 @@ from egkd.lessons.store import (
 )
 from egkd.models import frozen, observe
 from egkd.objectives.base import Objective, Progress, Teacher
+from egkd.processes import Ranks, ranks
 from egkd.text import UNIT_RULE
 
 SHARD_ROWS = 4096
