@@ -44,6 +44,7 @@ def _finished_run(
     splits: tuple[str, ...] = ("dev",),
     seconds: float = 10.0,
     explanations: Mapping[str, float | None] | None = None,
+    ceiling: float | None = None,
 ) -> Path:
     """A run folder with `metrics.json` and `predictions.npz`."""
     task = TASKS[data]
@@ -58,6 +59,9 @@ def _finished_run(
         name: {"all": {"spearman": {"mean": value, "se": 0.1, "n": 9}}, "floor": {"spearman": {"mean": 0.0}}, "n_skipped": 1}
         for name, value in (explanations or {"occlusion": 0.3}).items()
     }
+    if ceiling is not None:
+        for groups in explained.values():
+            groups["ceiling"] = {"spearman": {"mean": ceiling}}
     folder.mkdir(parents=True, exist_ok=True)
     write_arrays(folder / "predictions.npz", arrays)
     metrics = {

@@ -46,12 +46,23 @@ def test_a_record_says_what_the_folder_says(tmp_path: Path, finished_run: Make) 
 
 def test_mnli_is_judged_by_both_sets_others_by_their_first(tmp_path: Path, finished_run: Make) -> None:
     splits = ("dev_matched", "dev_mismatched")
-    both, first = (read(finished_run(tmp_path / data, data=data, splits=splits, seed=3)) for data in ("mnli", "sst2"))
+    both = read(finished_run(tmp_path / "mnli", data="mnli", splits=(*splits, "reviews"), seed=3))
+    first = read(finished_run(tmp_path / "sst2", splits=splits, seed=3))
     by_set = [both.scores[split]["accuracy"] for split in splits]
     assert by_set[0] != by_set[1]
     assert both.score == pytest.approx(np.mean([value for value in by_set if value is not None]))
     assert (both.splits, first.splits) == (splits, splits[:1])
     assert first.score == first.scores["dev_matched"]["accuracy"]
+
+
+def test_sets_from_elsewhere_are_judged_by_themselves(tmp_path: Path, finished_run: Make) -> None:
+    run = read(finished_run(tmp_path, splits=("dev", "reviews", "tweets"), seed=3, ceiling=0.8))
+    reviews, tweets = run.elsewhere()
+    assert (run.task, reviews.task, tweets.task) == ("entry", "entry on reviews", "entry on tweets")
+    assert (run.beside, reviews.beside) == (None, "entry")
+    assert reviews.score == run.scores["reviews"]["accuracy"] != run.score
+    assert reviews.teacher_score == run.teacher_scores["reviews"]["accuracy"]
+    assert (run.ceilings, reviews.ceilings, reviews.explanations, reviews.fidelity) == ({"occlusion": 0.8}, {}, {}, None)
 
 
 def test_predictions_are_those_of_the_file(tmp_path: Path, finished_run: Make) -> None:

@@ -116,6 +116,25 @@ def test_cost_and_explanations_stand_beside(tmp_path: Path, made_up: MadeUp) -> 
     assert table(tmp_path)["plain"]["cost"] == "1.00 ×"
 
 
+def test_sets_from_elsewhere_have_columns_but_no_part_in_averages(tmp_path: Path, made_up: MadeUp) -> None:
+    records = made_up(tmp_path / "a", {"plain": 0, "guided": 0.6}, tasks=("sst2",), splits=("dev", "reviews"))
+    found = results(records, tmp_path, tasks={"sst2": {"seeds": [0, 1, 2]}}, seeds=[0])
+    guided = found["students"]["small"]["guided"]
+    assert list(guided["tasks"]) == ["sst2", "sst2 on reviews"]
+    assert found["tasks"]["sst2 on reviews"]["examples"] == {"reviews": 151}
+    assert guided["tasks"]["sst2 on reviews"]["difference"]["verdict"] == "better"
+    assert guided["average"]["tasks"] == ["sst2"]
+    assert guided["average"]["difference"]["mean"] == pytest.approx(guided["tasks"]["sst2"]["difference"]["mean"])
+    assert guided["average"]["explanations"] == {"occlusion": pytest.approx(0.3)}
+    assert table(tmp_path)["guided"]["sst2 on reviews"].endswith("(3) ▲")
+    assert "in no average" in (tmp_path / "glue.md").read_text()
+
+
+def test_the_twin_of_the_teacher_stands_above_the_explainers(tmp_path: Path, made_up: MadeUp) -> None:
+    results(made_up(tmp_path / "a", {"plain": 0, "guided": 0.6}, ceiling=0.82), tmp_path)
+    assert table(tmp_path)["teacher"]["occlusion"] == "0.82 twin"
+
+
 def test_what_one_task_lacks_has_no_average(tmp_path: Path, made_up: MadeUp) -> None:
     some = made_up(tmp_path / "a", {"plain": 0, "guided": 0.1}, tasks=("sst2",), explanations={"occlusion": 0.2, "new": 0.5})
     more = made_up(tmp_path / "b", {"plain": 0, "guided": 0.1}, tasks=("mrpc",), explanations={"occlusion": 0.4})

@@ -39,17 +39,19 @@ def reading(found: Mapping[str, Any]) -> list[str]:
     """How to read the tables."""
     about, baseline, students = found["about"], found["baseline"], found["students"].values()
     alone = any(difference["one_seed"] for methods in students for _, _, difference in _compared(methods))
+    strange = any(task["beside"] for task in found["tasks"].values())
     difference = f"Difference: the method minus {baseline}, same seeds, same examples; in brackets the {about['interval']}"
     return [
         f"Scores: {about['score']}; mean ± standard deviation over seeds, their number in brackets.",
         f"Tasks: {'; '.join(_scored(name, task) for name, task in found['tasks'].items())}.",
+        *(["Sets from elsewhere (a task on another set) are compared by themselves and in no average."] if strange else []),
         f"Averages are over the tasks that a method and {baseline} both have{_partial(found)}.",
         f"{difference} ({about['resamples']:,} resamples).",
         *(["Some comparisons rest on one seed: their intervals say nothing about other seeds."] if alone else []),
         f"p on a task: {about['test']}. p on average: {about['average_test']}. Correction: {about['correction']}.",
         f"▲ better than {baseline}: {about['better']}. ▼ worse: {about['worse']}.",
         f"Set off: {about['mark']}.",
-        f"Explanations: {about['explanations']}, averaged over seeds and tasks.",
+        f"Explanations: {about['explanations']}, averaged over seeds and tasks; at the teacher that of its twin.",
         f"Cost: {about['cost']}; lessons are shared and not in it.",
     ]
 

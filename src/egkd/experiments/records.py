@@ -4,7 +4,7 @@ Shapes: N evaluation examples, C classes (1 in regression).
 """
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,11 +48,15 @@ class Record:
     """Explainer -> mean rank correlation with the teacher's word scores."""
     floors: dict[str, float | None]
     """The same of random scores."""
+    ceilings: dict[str, float | None]
+    """The same of a twin of the teacher, which differs from it by its seed alone; empty without one."""
     seconds: float
     """Of training."""
     lessons_seconds: float
     """Of building lessons, or opening those that another run has built."""
     folder: Path
+    beside: str | None = None
+    """The task that this run was trained on, where it is judged on a set from elsewhere."""
 
     @property
     def score(self) -> float:
@@ -63,6 +67,24 @@ class Record:
     def teacher_score(self) -> float:
         """The teacher's."""
         return _task_score(self.teacher_scores, self.splits, self.metrics)
+
+    def elsewhere(self) -> "list[Record]":
+        """This run as judged on each set behind those that count, as tasks of their own; reasons are compared on the first."""
+        nothing: dict[str, float | None] = {}
+        return [
+            replace(
+                self,
+                task=f"{self.task} on {split}",
+                splits=(split,),
+                fidelity=None,
+                explanations=nothing,
+                floors=nothing,
+                ceilings=nothing,
+                beside=self.task,
+            )
+            for split in self.scores
+            if split not in self.splits
+        ]
 
     def predictions(self) -> dict[str, Predictions]:
         """Answers by evaluation set, read now. Raises ValueError where they are missing or broken."""
@@ -82,6 +104,11 @@ class Record:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is broken ({reason}): delete it and metrics.json beside it, and run it again") from None
+
+
+def _is_mnli(task: str, split: str) -> bool:
+    """Whether this is one of MNLI's two sets, which count both."""
+    return task == "mnli" and split in ("dev_matched", "dev_mismatched")
 
 
 def _task_score(scores: Scores, splits: tuple[str, ...], metrics: tuple[str, ...]) -> float:
@@ -115,12 +142,13 @@ def read_record(folder: Path, *, task: str, student: str, method: str, seed: int
         data=found.task.name,
         kind=found.task.kind,
         metrics=found.task.metrics,
-        splits=sets if found.task.name == "mnli" else sets[:1],
+        splits=tuple(split for split in sets if split == sets[0] or _is_mnli(found.task.name, split)),
         scores=found.student.scores,
         teacher_scores=found.teacher.scores,
         fidelity=None if closeness is None else closeness.mean,
         explanations=_ranks(found, "all"),
         floors=_ranks(found, "floor"),
+        ceilings=_ranks(found, "ceiling"),
         seconds=found.training.seconds,
         lessons_seconds=found.training.lessons_seconds or 0.0,
         folder=Path(folder),
@@ -129,5 +157,5 @@ def read_record(folder: Path, *, task: str, student: str, method: str, seed: int
 
 def _ranks(found: Metrics, which: str) -> dict[str, float | None]:
     """Mean rank correlation by explainer."""
-    by_name = {name: groups.get(which, {}).get("spearman") for name, groups in found.student.explanations.items()}
-    return {name: None if estimate is None else estimate.mean for name, estimate in by_name.items()}
+    explained = found.student.explanations.items()
+    return {name: groups[which]["spearman"].mean for name, groups in explained if "spearman" in groups.get(which, {})}

@@ -42,6 +42,7 @@ def summarise(
     records: Sequence[Record], settings: Mapping[str, Any], baseline: str, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
     """All figures. Raises ValueError, in one line, for predictions that are missing or cannot be compared."""
+    records = [part for record in records for part in (record, *record.elsewhere())]
     tasks = _names(settings.get("tasks"), [record.task for record in records])
     students = _names(settings.get("students"), [record.student for record in records])
     return {
@@ -69,8 +70,9 @@ def _task(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "data": first.data,
         "metrics": list(first.metrics),
+        "beside": first.beside,
         "splits": list(first.splits),
-        "examples": {split: len(found.labels_N) for split, found in first.predictions().items()},
+        "examples": {split: len(found.labels_N) for split, found in first.predictions().items() if split in first.splits},
         "teacher": 100 * float(np.mean(teachers)),
         "teacher_scores": first.teacher_scores,
     }
@@ -86,7 +88,7 @@ def _student(
     found: dict[str, dict[str, Any]] = {
         method: {
             "tasks": {
-                task: _cell(of[task, method], of.get((task, baseline), []), _planned(settings, task, method))
+                task: _cell(of[task, method], of.get((task, baseline), []), _planned(settings, of[task, method][0]))
                 for task in tasks
                 if of[task, method]
             }
@@ -98,11 +100,13 @@ def _student(
         cells = {method: found[method]["tasks"][task] for method in present}
         _compare(cells, baseline, sample.seeds, sample.difference)
         _mark(cells, sample.seeds, sample.difference)
+    counted = {record.task for record in records if record.beside is None}
     for method in methods:
-        found[method]["average"] = _average(found[method]["tasks"], found.get(baseline, {}).get("tasks", {}))
+        cells = {task: cell for task, cell in found[method]["tasks"].items() if task in counted}
+        found[method]["average"] = _average(cells, found.get(baseline, {}).get("tasks", {}))
 
     def shared(first: str, second: str) -> list[TaskSample]:
-        return [sample for sample in samples.values() if sample.seeds(first, second)]
+        return [sample for task, sample in samples.items() if task in counted and sample.seeds(first, second)]
 
     def difference(first: str, second: str) -> Difference:
         return average(shared(first, second), first, second)
@@ -114,10 +118,10 @@ def _student(
     return found
 
 
-def _planned(settings: Mapping[str, Any], task: str, method: str) -> int | None:
+def _planned(settings: Mapping[str, Any], record: Record) -> int | None:
     """How many seeds the settings ask for, where they say so."""
     tasks = settings.get("tasks")
-    entry = tasks.get(task) if isinstance(tasks, Mapping) else None
+    entry = tasks.get(record.beside or record.task) if isinstance(tasks, Mapping) else None
     entry = entry if isinstance(entry, Mapping) else {}
     seeds = entry.get("seeds") or settings.get("seeds")
     return len(seeds) if isinstance(seeds, list | tuple) else None
@@ -157,6 +161,7 @@ def _cell(records: Sequence[Record], baseline: Sequence[Record], planned: int | 
         "fidelity": [record.fidelity for record in records],
         "explanations": _by_seed([record.explanations for record in records]),
         "floors": _by_seed([record.floors for record in records]),
+        "ceilings": _by_seed([record.ceilings for record in records]),
         "seconds": [record.seconds for record in records],
         "lessons_seconds": [record.lessons_seconds for record in records],
         "cost": float(np.median(ratios)) if ratios else None,
@@ -185,12 +190,15 @@ def _average(cells: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str,
         "tasks": tasks,
         "mean": _of_all([cell["mean"] for cell in chosen]),
         "fidelity": _of_all([_known(cell["fidelity"]) for cell in chosen]),
-        "explanations": {name: _of_all([_known(cell["explanations"].get(name, [])) for cell in chosen]) for name in explainers},
-        "floors": {name: _of_all([_known(cell["floors"].get(name, [])) for cell in chosen]) for name in explainers},
+        **{part: _explained([cell[part] for cell in chosen], explainers) for part in ("explanations", "floors", "ceilings")},
         "cost": math.exp(float(np.mean(np.log(costs)))) if costs and all(costs) else None,
         "difference": None,
         "mark": "",
     }
+
+
+def _explained(each: Sequence[Mapping[str, Any]], explainers: Sequence[str]) -> dict[str, float | None]:
+    return {name: _of_all([_known(one.get(name, [])) for one in each]) for name in explainers}
 
 
 def _of_all(values: Sequence[float | None]) -> float | None:

@@ -70,7 +70,11 @@ def _scores(found: Mapping[str, Any], methods: Mapping[str, Any], title: str) ->
     head = [*tasks, "average", "difference", "p", *map(explainer, explainers), "cost"]
     teacher = [Cell(text=number(found["tasks"][task]["teacher"], 1)) for task in tasks]
     mean = sum(found["tasks"][task]["teacher"] for task in reached) / len(reached) if reached else None
-    teacher += [Cell(text=number(mean, 1)), *[Cell()] * (len(head) - len(tasks) - 1)]
+    ceilings = methods.get(found["baseline"], {"average": {"ceilings": {}}})["average"]["ceilings"]
+    twins = [
+        Cell() if ceilings.get(name) is None else Cell(text=number(ceilings[name], 2), spread="twin") for name in explainers
+    ]
+    teacher += [Cell(text=number(mean, 1)), Cell(), Cell(), *twins, Cell()]
     rows = [("teacher", tuple(teacher))]
     for method, one in methods.items():
         average, difference = one["average"], one["average"]["difference"]
