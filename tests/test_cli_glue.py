@@ -200,3 +200,24 @@ def test_without_a_teacher_it_is_asked_for(egkd: Any, shop: Path, tmp_path: Path
 @pytest.mark.parametrize(("seconds", "said"), [(4.2, "4 s"), (100, "2 min"), (3600, "1:00 h"), (36_000 + 65 * 60, "11:05 h")])
 def test_a_duration_is_told_as_people_do(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_the_best_seed_of_a_method_is_submitted(egkd: Any, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, written = tmp_path / "out", []
+    asked = ["--tasks", "sst2", "--students", "mine", "--methods", "plain", "--seeds", "0,1", "--out", out]
+    assert egkd("glue", shop / "grid.yaml", *asked).code == 0
+    scores = {"0": 0.25, "1": 0.75}
+    for seed, score in scores.items():
+        file = out / "cells" / "sst2" / "mine" / "plain" / seed / "metrics.json"
+        found = json.loads(file.read_text())
+        found["student"]["scores"]["dev"]["accuracy"] = score
+        file.write_text(json.dumps(found))
+    monkeypatch.setattr("egkd.experiments.submission.write_submission", lambda *what, **how: written.append((what, how)))
+    ask = ["submit", out, "--method", "plain", "--out", tmp_path / "x.zip"]
+    assert "choose one with --student" in egkd(*ask).err
+    assert "unknown student 'mien'; did you mean 'mine'?" in egkd(*ask, "--student", "mien").err
+    answer = egkd(*ask, "--student", "mine", "--glue-dir", shop / "glue")
+    assert answer.code == 0, answer.err
+    ((students, where), how) = written[0]
+    assert students == {"sst2": out / "cells" / "sst2" / "mine" / "plain" / "1" / "student"}
+    assert (where, how["glue_dir"], how["max_length"]) == (tmp_path / "x.zip", shop / "glue", {"sst2": 32})

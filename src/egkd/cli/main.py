@@ -11,6 +11,7 @@ from egkd.cli.distill import distill
 from egkd.cli.explain import explain
 from egkd.cli.glue import glue
 from egkd.cli.lessons import app as lessons
+from egkd.cli.submit import submit
 from egkd.cli.sweep import sweep
 from egkd.cli.teach import teach
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (demo, distill, explain, glue, sweep, teach):
+for verb in (demo, distill, explain, glue, submit, sweep, teach):
     app.command()(verb)
 app.add_typer(lessons, name="lessons")
 
