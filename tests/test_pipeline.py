@@ -121,6 +121,24 @@ def test_metrics_hold_what_a_reader_needs(distil: Any, shop: Path) -> None:
     assert student["parameters"] < metrics["teacher"]["parameters"]
 
 
+def test_a_twin_of_the_teacher_bounds_what_can_be_asked(
+    distil: Any, shop: Path, save: Any, egkd: Any, quick: list[str], tmp_path: Path
+) -> None:
+    save(shop / "twin", seed=8)
+    told = read(distil("twin", "--set", f"evaluate.twin={shop / 'twin'}") / "metrics.json")["student"]["explanations"]
+    for figures in told.values():
+        assert figures["ceiling"]["spearman"]["n"] == figures["ceiling"]["top20"]["n"] > 1
+        assert figures["ceiling_same_class"]["spearman"]["n"] <= figures["ceiling"]["spearman"]["n"]
+        assert figures["ceiling"] != figures["all"]
+    save(tmp_path / "three", ("bad", "fair", "good"))
+    data = ["--train", shop / "train.csv", "--eval", shop / "dev.csv"]
+    twin = ["--set", f"evaluate.twin={tmp_path / 'three'}"]
+    answer = egkd("distill", "--teacher", shop / "teacher", *data, *quick, *twin, "--out", tmp_path / "run")
+    assert answer.code == 2
+    assert "three" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_figures_are_those_of_the_models_themselves(distil: Any, shop: Path) -> None:
     """The accuracy of both models and their agreement, found again by transformers alone."""
     run = distil("guides-gradient", "--guide", "gradient")
@@ -444,7 +462,7 @@ def test_the_demo_teaches_distils_twice_compares_and_can_be_resumed(
     task = Task(name="movie-reviews", kind="classification", label_names=("negative", "positive"))
     data = TaskData(task=task, train=tiny_data.select(range(64)), evals={"dev": tiny_data.select(range(64, 96))})
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr("egkd.pipeline.load_movie_reviews", lambda **limits: asked.append(limits) or data)
+    monkeypatch.setattr("egkd.data.loading.load_movie_reviews", lambda **limits: asked.append(limits) or data)
     answer = egkd("demo", "--out", tmp_path / "demo")
     assert answer.code == 0, answer.err
     assert str(tmp_path / "demo" / "report.html") in "".join(answer.out.split())

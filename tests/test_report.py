@@ -399,7 +399,8 @@ def test_each_part_of_the_figures_may_be_missing(path: str, how: str, tmp_path: 
         del part[last]
     folder = make_run(tmp_path / "run", metrics=figures)
     assert ("87.2 %" in page(folder).words) == (path != "student")
-    assert summary_table([read_run(folder)]).row_count == 2
+    floor = path not in ("student", "student.explanations")
+    assert summary_table([read_run(folder)]).row_count == 2 + floor
 
 
 def test_figures_that_are_no_numbers_are_said_and_not_drawn(tmp_path: Path) -> None:
@@ -426,7 +427,7 @@ def test_figures_that_are_no_numbers_are_said_and_not_drawn(tmp_path: Path) -> N
     line = next(attrs["d"] or "" for tag, attrs in diverged.tags if tag == "path")
     assert (line.count("M"), line.count("L")) == (2, 2)  # two strokes, broken where the loss was no number
     assert diverged.html.count('class="w odd"') == 2
-    assert summary_table([read_run(folder)]).row_count == 2
+    assert summary_table([read_run(folder)]).row_count == 3  # with the floor
 
 
 def test_an_interrupted_log_is_read_to_its_last_whole_line(folder: Path, tmp_path: Path) -> None:
@@ -476,6 +477,19 @@ def test_folders_without_a_run_are_refused(folder: Path, tmp_path: Path) -> None
         write_report([folder], tmp_path / "file" / "report.html")
 
 
+def test_a_twin_stands_beside_the_student(tmp_path: Path) -> None:
+    told = metrics()
+    for figures in told["student"]["explanations"].values():
+        figures["ceiling"] = {"spearman": estimate(0.713, 0.02, 200)}
+        figures["ceiling_same_class"] = {"spearman": estimate(0.755, 0.02, 190)}
+    run = make_run(tmp_path / "run", metrics=told)
+    found = page(run)
+    assert found.row("rank correlation ceiling") == ["–", "0.713 ± 0.020"]
+    assert found.row("rank correlation ceiling, same answer") == ["–", "0.755 ± 0.020"]
+    assert "floor 0.02, ceiling 0.71" in found.words
+    assert "ceiling 0.71 0.71" in " ".join(terminal(80, run).split())
+
+
 # --- the table in the terminal
 
 
@@ -489,6 +503,8 @@ def terminal(width: int, *folders: Path) -> str:
 def test_terminal_shows_the_same_figures(folder: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "[bold]x", metrics=metrics(0.624))
     shown_table = terminal(80, folder, other)
+    assert "floor 0.02 0.02" in " ".join(shown_table.split())
+    assert "ceiling" not in shown_table
     lines = {line.split()[0]: line for line in shown_table.splitlines() if line.strip()}
     assert lines["teacher"].split() == ["teacher", "91.7", "%", "–", "–", "–", "33.4", "M", "8.42"]
     assert " ".join(lines["guided"].split()) == "guided 87.2 % 90.4 % 0.31 0.31 17.4 M 2.21"

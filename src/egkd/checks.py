@@ -123,6 +123,8 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
     )
     theirs = load_tokenizer(source, trust_remote_code=trust)
     others = {other: load_tokenizer(other, trust_remote_code=trust) for other in config.more_teachers}
+    if config.evaluate.twin:
+        check_length(config, config.evaluate.twin, load_tokenizer(config.evaluate.twin, trust_remote_code=trust))
     check_mask_word(config, {source: theirs, config.student: own} | others)
     for model, tokenizer in ({source: theirs, config.student: own} | others).items():
         check_length(config, model, tokenizer)

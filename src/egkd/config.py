@@ -69,6 +69,9 @@ class EvaluateConfig(Section):
     """Of those, how many the report shows word by word."""
     latency_repeats: int = Field(default=5, ge=1)
     """Timed rounds per batch size."""
+    twin: str | None = None
+    """A model made like the teacher with another seed, a folder or hub id: how far its explanations agree with the teacher's
+    is the ceiling of what can be asked of a student."""
 
 
 class RunConfig(Section):
@@ -153,6 +156,11 @@ class RunConfig(Section):
         if self.teacher_init and not (self.data.task or self.data.train):
             raise ValueError("found teacher_init and no labelled rows, expected data.train (--train) to fine-tune it on")
         return self
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Classifiers beside the first teacher, each once: the other teachers, and a twin."""
+        return tuple(dict.fromkeys((*self.more_teachers, *filter(None, (self.evaluate.twin,)))))
 
     @property
     def train_arguments(self) -> dict[str, Any]:

@@ -109,12 +109,12 @@ class Agreement(Judge):
                 ceiling = _asked(self._twin, explainer, own)
             elif explainer.samples:
                 ceiling = _asked(replace(self._question, seed=self._question.seed + 1), explainer, own)
-            same = np.array([one.prediction == two.prediction for one, two in zip(own, second, strict=True)])
             self._tallies[method].add(
                 scores_of(own),
                 scores_of(second),
-                same_class=None if len(own[0].logits) == 1 else same,
+                same_class=_same(own, second),
                 ceiling=None if ceiling is None else (scores_of(own), scores_of(ceiling)),
+                ceiling_same_class=None if self._twin is None or ceiling is None else _same(own, ceiling),
             )
 
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -143,6 +143,13 @@ class Plausibility(Judge):
             method: plausibility(list(scores.values()), [self._rationales[row] for row in scores], seed=self._question.seed)
             for method, scores in self._found.items()
         }
+
+
+def _same(first: Sequence[Explanation], second: Sequence[Explanation]) -> NDArray[np.bool_] | None:
+    """Which texts both models give the same class; None in regression."""
+    if len(first[0].logits) == 1:
+        return None
+    return np.array([one.prediction == other.prediction for one, other in zip(first, second, strict=True)])
 
 
 def scores_of(explanations: Sequence[Explanation]) -> list[NDArray[np.float64]]:

@@ -87,7 +87,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     check_between(config, objectives, data.task)
     if config.teacher:
         data = in_teachers_order(config.teacher, data, config.trust_remote_code)
-    for other in config.more_teachers:
+    for other in config.others:
         in_datas_order(other, data.task, config.trust_remote_code)
     for each in (arguments, teaching):
         choose_best_by(each, data)
@@ -300,11 +300,21 @@ def _compared(
             ("student", config.student, str(out / "student"), None),
         )
     }
+    others = {
+        source: Classifier(
+            name=source,
+            model=in_datas_order(source, data.task, trust),
+            tokenizer=load_tokenizer(source, trust_remote_code=trust),
+            answers=kept,
+        )
+        for source in config.others
+    }
     found = compare(
         who["teacher"],
         who["student"],
         data.task,
         data.evals,
+        twin=others[config.evaluate.twin] if config.evaluate.twin else None,
         explained=config.evaluate.explained,
         shown=config.evaluate.shown,
         latency_repeats=config.evaluate.latency_repeats,
@@ -314,15 +324,7 @@ def _compared(
     )
     several = {}
     if config.more_teachers:
-        voters = [who["teacher"]] + [
-            Classifier(
-                name=source,
-                model=in_datas_order(source, data.task, trust),
-                tokenizer=load_tokenizer(source, trust_remote_code=trust),
-                answers=kept,
-            )
-            for source in config.more_teachers
-        ]
+        voters = [who["teacher"], *(others[source] for source in config.more_teachers)]
         weights = config.teacher_weights or (1.0,) * len(voters)
         several = {"teachers": compare_teachers(voters, weights, who["student"], data.task, data.evals, config.max_length)}
     write_json(out / "examples.json", found.examples)

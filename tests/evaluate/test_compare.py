@@ -29,6 +29,24 @@ def classifiers(tiny_bert, tokenizer):
     return build
 
 
+def test_a_twin_of_the_teacher_is_the_ceiling(classifiers, tiny_bert, tokenizer, tiny_data):
+    rows = tiny_data.select(range(16))
+    teacher, student = classifiers(2)
+    options = {"explained": 16, "latency_repeats": 1}
+    alone = compare(teacher, student, SENTIMENT, {"dev": rows}, **options).student["explanations"]
+    itself = compare(teacher, student, SENTIMENT, {"dev": rows}, twin=teacher, **options).student["explanations"]
+    other = Classifier(name="twin", model=tiny_bert(2, layers=1, width=16, seed=3), tokenizer=tokenizer)
+    found = compare(teacher, student, SENTIMENT, {"dev": rows}, twin=other, **options).student["explanations"]
+    as_student = compare(teacher, other, SENTIMENT, {"dev": rows}, **options).student["explanations"]
+    for name in REFERENCES:
+        assert not {which for which in alone[name] if which.startswith("ceiling")}
+        assert itself[name]["ceiling"]["spearman"]["mean"] == pytest.approx(1)
+        assert itself[name]["ceiling_same_class"]["spearman"]["n"] == 16
+        assert {which: found[name][which] for which in alone[name]} == alone[name]
+        assert found[name]["ceiling"] == as_student[name]["all"]
+        assert found[name]["ceiling_same_class"] == as_student[name]["same_class"]
+
+
 @pytest.fixture
 def paired(tiny_data):
     """Every sentence beside the next one, with labels of three classes or real numbers."""

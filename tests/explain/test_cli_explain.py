@@ -382,10 +382,10 @@ def test_agreement_of_two_models_with_floor_and_ceiling(
     targets = [one.target for one in own]
     said = [own, *(explain_texts(one, tokenizer, TEXTS, method="occlusion", target=targets) for one in loaded[1:])]
     first, second, twin = ([np.array(one.scores) for one in each] for each in said)
-    same = np.array([one.prediction == two.prediction for one, two in zip(said[0], said[1], strict=True)])
-    expected = agreement(first, second, same_class=same, ceiling=(first, twin))
+    same, alike = (np.array([a.prediction == b.prediction for a, b in zip(own, each, strict=True)]) for each in said[1:])
+    expected = agreement(first, second, same_class=same, ceiling=(first, twin), ceiling_same_class=alike)
     found = json.loads(out.read_text())["agreement"]["occlusion"]
-    for part in ("all", "same_class", "floor", "ceiling"):
+    for part in ("all", "same_class", "floor", "ceiling", "ceiling_same_class"):
         for measure, figure in expected[part].items():
             assert found[part][measure]["n"] == figure["n"]
             if figure["n"]:

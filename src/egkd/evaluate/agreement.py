@@ -119,15 +119,17 @@ class Tally:
         *,
         same_class: np.ndarray | None = None,
         ceiling: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
+        ceiling_same_class: np.ndarray | None = None,
     ) -> None:
         """Some more examples, as `agreement` takes them."""
         noise = [np.where(np.isnan(one), math.nan, self._random.standard_normal(one.shape)) for one in second]
-        values = per_example(first, second)
-        parts = {"all": values, "floor": per_example(first, noise)}
+        parts = {"all": per_example(first, second), "floor": per_example(first, noise)}
         if same_class is not None:
-            parts["same_class"] = {name: value[same_class] for name, value in values.items()}
+            parts["same_class"] = {name: value[same_class] for name, value in parts["all"].items()}
         if ceiling is not None:
             parts["ceiling"] = per_example(*ceiling)
+            if ceiling_same_class is not None:
+                parts["ceiling_same_class"] = {name: value[ceiling_same_class] for name, value in parts["ceiling"].items()}
         for name, part in parts.items():
             self._found.setdefault(name, []).append(part)
 
@@ -149,14 +151,15 @@ def agreement(
     *,
     same_class: np.ndarray | None = None,
     ceiling: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
+    ceiling_same_class: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Mean, standard error and n of every measure: over `all` examples, over those of the `same_class` (bool [N], where
     both models predict the same), and the `floor`, with random scores in place of `second`; `n_skipped` had no order.
 
     `ceiling` takes two explanations that differ by chance alone (two seeds of one teacher, or of one explainer) and says
-    how far these agree: more cannot be asked of a student.
+    how far these agree: more cannot be asked of a student. `ceiling_same_class` is `same_class` of those two.
     """
     tally = Tally(seed)
-    tally.add(first, second, same_class=same_class, ceiling=ceiling)
+    tally.add(first, second, same_class=same_class, ceiling=ceiling, ceiling_same_class=ceiling_same_class)
     return tally.figures()

@@ -60,6 +60,7 @@ def compare(
     task: Task,
     evals: Mapping[str, Dataset],
     *,
+    twin: Classifier | None = None,
     explained: int = 200,
     shown: int = 12,
     latency_repeats: int = 5,
@@ -69,8 +70,9 @@ def compare(
 ) -> Comparison:
     """Evaluate both models on every data set; compare their explanations on a random sample of the first one.
 
-    Both models explain the class the *teacher* predicts. Cost per explained example and model: two forward and two backward
-    passes, and one forward pass per word.
+    Both models explain the class the *teacher* predicts. So does the teacher's `twin`, which differs from it by its seed
+    alone: how far its explanations agree is the ceiling of what can be asked of the student's. Cost per explained example and
+    model: two forward and two backward passes, and one forward pass per word.
     """
     tell = progress or (lambda what, done, total: None)
     logits: dict[str, dict[str, np.ndarray]] = {"teacher": {}, "student": {}}
@@ -84,11 +86,18 @@ def compare(
     rows = evals[main].select(sample)
     teacher_NC, student_NC = logits["teacher"][main][sample], logits["student"][main][sample]
     targets = teacher_NC.argmax(1)
-    scored = _explain_both(teacher, student, rows, targets.tolist(), max_length, seed, tell)
-    same = None if task.kind == "regression" else targets == student_NC.argmax(1)
+    models = {"teacher": teacher, "student": student} | ({} if twin is None else {"twin": twin})
+    scored = _explain_all(models, rows, targets.tolist(), max_length, seed, tell)
     explanations = {
-        name: agreement(visible(both["teacher"]), visible(both["student"]), same_class=same, seed=seed)
-        for name, both in scored.items()
+        name: agreement(
+            visible(each["teacher"]),
+            visible(each["student"]),
+            same_class=_same(task, each["student"], targets),
+            ceiling=(visible(each["teacher"]), visible(each["twin"])) if twin is not None else None,
+            ceiling_same_class=_same(task, each["twin"], targets) if twin is not None else None,
+            seed=seed,
+        )
+        for name, each in scored.items()
     }
     tell("time", 0, 1)
     timed = evals[main].select(range(min(64, len(evals[main]))))
@@ -138,25 +147,31 @@ def compare(
     return Comparison(teacher=figures["teacher"], student=figures["student"], examples=examples, predictions=predictions)
 
 
-def _explain_both(
-    teacher: Classifier,
-    student: Classifier,
+def _explain_all(
+    models: Mapping[str, Classifier],
     rows: Dataset,
     targets: Sequence[int],
     max_length: int,
     seed: int,
     tell: Progress,
 ) -> dict[str, dict[str, list[Scored]]]:
-    explainers = references(teacher.tokenizer, student.tokenizer)
-    total = len(rows) * 2 * len(explainers)
+    explainers = references(*(who.tokenizer for who in models.values()))
+    total = len(rows) * len(models) * len(explainers)
     scored: dict[str, dict[str, list[Scored]]] = {name: {} for name in explainers}
     done = 0
-    for role, who in (("teacher", teacher), ("student", student)):
+    for role, who in models.items():
         for name, explainer in explainers.items():
             scored[name][role] = who.explain(explainer, rows, targets, seed=seed, max_length=max_length)
             done += len(rows)
             tell("explain", done, total)
     return scored
+
+
+def _same(task: Task, scored: Sequence[Scored], targets: np.ndarray) -> np.ndarray | None:
+    """Which examples a model gives the teacher's class; None in regression."""
+    if task.kind == "regression":
+        return None
+    return np.array([int(one.logits_C.argmax()) for one in scored]) == targets
 
 
 def _examples(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from egkd.report.comparison import explainer_names, rank_agreement
+from egkd.report.comparison import bound, explainer_names, rank_agreement
 from egkd.report.run import Estimate, Run
 from egkd.report.wording import explainer, finite, margin, number
 
@@ -162,8 +162,8 @@ class Strip:
 
     title: str
     dots: tuple[Dot, ...]
-    floor: float | None
-    floor_text: str
+    bounds: tuple[Tick, ...]
+    """The floor and the ceiling, as far as they are known."""
     scale: tuple[Tick, ...]
 
 
@@ -172,19 +172,17 @@ def strips(runs: Sequence[Run], names: Sequence[str]) -> list[Strip]:
     found = []
     for name in explainer_names(runs):
         estimates = [rank_agreement(run.metrics.student, name) for run in runs]
-        floors = [f.mean for run in runs if finite((f := rank_agreement(run.metrics.student, name, "floor")).mean)]
-        floor = sum(f for f in floors if f is not None) / len(floors) if floors else None
+        bounds = {which: value for which in ("floor", "ceiling") if (value := bound(runs, name, which)) is not None}
         means = [e.mean for e in estimates if e.mean is not None and finite(e.mean)]
         if not means:
             continue
-        low = 0.5 * math.floor(2 * min(0.0, *means, floor or 0.0))
+        low = 0.5 * math.floor(2 * min(0.0, *means, *bounds.values()))
         scale = [low + half / 2 for half in range(round(2 * (1 - low)) + 1)]
         found.append(
             Strip(
                 title=explainer(name),
                 dots=tuple(_dot(e, names[place], place, low) for place, e in enumerate(estimates) if finite(e.mean)),
-                floor=None if floor is None else _along(floor, low),
-                floor_text=number(floor, 2),
+                bounds=tuple(Tick(at=_along(value, low), label=f"{w} {number(value, 2)}") for w, value in bounds.items()),
                 scale=tuple(Tick(at=_along(value, low), label=_short(value)) for value in scale),
             )
         )

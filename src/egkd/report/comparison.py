@@ -12,6 +12,7 @@ from egkd.report.wording import (
     count,
     duration,
     explainer,
+    finite,
     listed,
     margin,
     measure,
@@ -251,6 +252,13 @@ def headline(run: Run) -> tuple[str, str] | None:
 def headline_fidelity(model: Model, name: str) -> Estimate:
     """A measure of closeness on the first evaluation set."""
     return next(iter(model.fidelity.values()), {}).get(name, Estimate())
+
+
+def bound(runs: Sequence[Run], name: str, which: str) -> float | None:
+    """The `floor` or the `ceiling` of that rank correlation, the mean over the runs that tell it."""
+    means = [rank_agreement(run.metrics.student, name, which).mean for run in runs]
+    told = [mean for mean in means if mean is not None and finite(mean)]
+    return sum(told) / len(told) if told else None
 
 
 def rank_agreement(model: Model, name: str, which: str = "all") -> Estimate:

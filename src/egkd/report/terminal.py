@@ -6,15 +6,18 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from egkd.report.comparison import columns, explainer_names, headline, headline_fidelity, rank_agreement
+from egkd.report.comparison import bound, columns, explainer_names, headline, headline_fidelity, rank_agreement
 from egkd.report.run import Model, Run
 from egkd.report.wording import NONE, count, explainer, finite, listed, measure, milliseconds, number, percent, written
+
+_BOUNDS = {"floor": "random scores", "ceiling": "another seed of the teacher"}
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
     """One row per model: its headline score, agreement with the teacher, explanation agreement, size and speed.
 
-    A column in which no model has a figure is left out. Names from a run are shown as they are, never read as markup.
+    Below them the floor and the ceiling of explanation agreement, as far as they are known. A column in which no model has a
+    figure is left out. Names from a run are shown as they are, never read as markup.
     """
     models = [column.model for column in columns(runs)]
     explainers = explainer_names(runs)
@@ -27,10 +30,13 @@ def summary_table(runs: Sequence[Run]) -> Table:
         "params": [count(model.parameters) for model in models],
         "ms per example": [milliseconds(model.latency.ms_per_example.get(batch)) for model in models],
     }
+    bounds = {which: _bounds(runs, explainers, which) for which in _BOUNDS}
     shown = {heading: cells for heading, cells in figures.items() if set(cells) != {NONE}}
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption=_caption(models, explainers, batch, "ms per example" in shown),
+        caption=_caption(
+            models, [which for which, told in bounds.items() if told], explainers, batch, "ms per example" in shown
+        ),
         caption_justify="left",
         show_edge=False,
         pad_edge=False,
@@ -38,14 +44,24 @@ def summary_table(runs: Sequence[Run]) -> Table:
     )
     table.add_column("")
     for heading, cells in shown.items():
-        widest = max(map(len, [*heading.split(), *cells]))  # narrower, and a figure would be torn apart
+        limits = [told.get(heading, "") for told in bounds.values()]
+        widest = max(map(len, [*heading.split(), *cells, *limits]))  # narrower, and a figure would be torn apart
         table.add_column(Text(heading), justify="right", min_width=widest)
     for place, column in enumerate(columns(runs)):
         table.add_row(Text(column.title, style="bold"), *(Text(cells[place]) for cells in shown.values()))
+    for which, told in bounds.items():
+        if told:
+            table.add_row(Text(which, style="dim"), *(Text(told.get(heading, ""), style="dim") for heading in shown))
     return table
 
 
-def _caption(models: Sequence[Model], explainers: Sequence[str], batch: int, timed: bool) -> Text | None:
+def _bounds(runs: Sequence[Run], explainers: Sequence[str], which: str) -> dict[str, str]:
+    """By the heading of an explainer, between what its figures lie, as far as it is known."""
+    told = {explainer(name): bound(runs, name, which) for name in explainers}
+    return {heading: number(value, 2) for heading, value in told.items() if value is not None}
+
+
+def _caption(models: Sequence[Model], bounds: Sequence[str], explainers: Sequence[str], batch: int, timed: bool) -> Text | None:
     notes = []
     if explainers:
         errors = [rank_agreement(model, name).se for model in models for name in explainers]
@@ -53,6 +69,8 @@ def _caption(models: Sequence[Model], explainers: Sequence[str], batch: int, tim
         doubt = "" if largest is None else f" (standard errors up to {number(largest, 2)})"
         names = listed([explainer(name) for name in explainers])
         notes.append(f"{names}: rank correlation of the words’ scores with the teacher’s{doubt}.")
+        if bounds:
+            notes.append(f"{'; '.join(f'{which.capitalize()}: {_BOUNDS[which]}' for which in bounds)}.")
     if timed:
         notes.append(f"Times at a batch of {batch}.")
     return Text(" ".join(notes)) if notes else None

@@ -78,7 +78,13 @@ EXPLAINERS = {
     ),
 }
 
-GROUPS = {"all": "", "same_class": "same answer", "floor": "floor"}
+GROUPS = {
+    "all": "",
+    "same_class": "same answer",
+    "floor": "floor",
+    "ceiling": "ceiling",
+    "ceiling_same_class": "ceiling, same answer",
+}
 
 
 def measure(name: str) -> Measure:
