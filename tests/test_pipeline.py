@@ -359,6 +359,7 @@ def test_a_glue_folder_and_a_teacher_with_its_labels_the_other_way_round(
     metrics = read(tmp_path / "run" / "metrics.json")
     assert metrics["teacher"]["scores"]["dev"]["accuracy"] == pytest.approx(accuracy)
     assert metrics["task"]["label_names"] == ["positive", "negative"]
+    assert metrics["task"]["positive"] == 0
     assert read(tmp_path / "run" / "student" / "config.json")["id2label"] == {"0": "positive", "1": "negative"}
 
 

@@ -151,7 +151,7 @@ def in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> T
     names = tuple(data.task.label_names[old] for old in order)
     return dataclasses.replace(
         data,
-        task=dataclasses.replace(data.task, label_names=names),
+        task=dataclasses.replace(data.task, label_names=names, positive=new_id[data.task.positive] if names else 1),
         train=mapped(data.train),
         evals={name: mapped(rows) for name, rows in data.evals.items()},
     )

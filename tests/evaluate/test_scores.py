@@ -1,5 +1,6 @@
 """Scores and fidelity, by hand and beside scikit-learn and SciPy."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -24,6 +25,12 @@ def logits_of(classes: list[int], num_labels: int = 2) -> np.ndarray:
 def test_accuracy_and_f1_of_class_one() -> None:
     found = task_scores(CLASSES, logits_of([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1]))
     assert found == pytest.approx({"accuracy": 3 / 5, "f1": 2 / 3})  # two hits, one false alarm, one miss
+
+
+def test_f1_is_of_the_positive_class_whichever_number_it_has() -> None:
+    turned = dataclasses.replace(CLASSES, label_names=("yes", "no"), positive=0)
+    found = task_scores(turned, logits_of([0, 0, 1, 1, 0]), np.array([0, 1, 1, 0, 0]))
+    assert found == pytest.approx({"accuracy": 3 / 5, "f1": 2 / 3})
 
 
 def test_f1_of_three_classes_is_their_mean() -> None:

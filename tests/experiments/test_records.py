@@ -102,6 +102,16 @@ def test_a_file_cut_short_is_told_in_a_line(tmp_path: Path, finished_run: Make) 
         read(tmp_path)
 
 
+def test_the_positive_class_is_one_whichever_number_the_teacher_gives_it(tmp_path: Path, finished_run: Make) -> None:
+    run = finished_run(tmp_path, data="mrpc")
+    first = read(run).predictions()["dev"]
+    change(run, "task", "positive", to=0)
+    turned = read(run).predictions()["dev"]
+    assert np.array_equal(turned.labels_N, 1 - first.labels_N)
+    assert np.array_equal(turned.student_NC, first.student_NC[:, [1, 0]])
+    assert np.array_equal(turned.teacher_NC, first.teacher_NC[:, [1, 0]])
+
+
 def test_predictions_that_are_missing_or_broken(tmp_path: Path, finished_run: Make) -> None:
     record = read(finished_run(tmp_path))
     file = tmp_path / "predictions.npz"

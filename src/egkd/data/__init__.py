@@ -21,6 +21,8 @@ class Task:
     """Class names in the order of the label ids; empty for regression."""
     metrics: tuple[str, ...] = ("accuracy",)
     """Names of the task's own metrics, the first one is its headline."""
+    positive: int = 1
+    """The class that `f1` is of."""
 
     @property
     def num_labels(self) -> int:

@@ -61,7 +61,7 @@ _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def task_scores(task: Task, logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """The task's own metrics, by GLUE's names. `f1` is of class 1; correlations of constant predictions are 0.
+    """The task's own metrics, by GLUE's names. `f1` is of class `task.positive`; correlations of constant predictions are 0.
 
     Raises ValueError for a metric that is not known.
     """
@@ -69,7 +69,8 @@ def task_scores(task: Task, logits_NC: np.ndarray, labels_N: np.ndarray) -> dict
     if unknown:
         raise ValueError(f"unknown metric {unknown[0]!r}; {near(unknown[0], list(_METRICS))}")
     predictions_N = logits_NC[:, 0] if task.kind == "regression" else logits_NC.argmax(1)
-    return {name: _METRICS[name](labels_N, predictions_N) for name in task.metrics}
+    positive = (labels_N == task.positive, predictions_N == task.positive)
+    return {name: _METRICS[name](*(positive if name == "f1" else (labels_N, predictions_N))) for name in task.metrics}
 
 
 def fidelity(

@@ -57,6 +57,8 @@ class Record:
     folder: Path
     beside: str | None = None
     """The task that this run was trained on, where it is judged on a set from elsewhere."""
+    positive: int = 1
+    """The class that F1 is of."""
 
     @property
     def score(self) -> float:
@@ -87,11 +89,14 @@ class Record:
         ]
 
     def predictions(self) -> dict[str, Predictions]:
-        """Answers by evaluation set, read now. Raises ValueError where they are missing or broken."""
+        """Answers by evaluation set, read now; of two classes the positive one is 1.
+
+        Raises ValueError where they are missing or broken.
+        """
         path = self.folder / "predictions.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {
+                found = {
                     split: Predictions(
                         labels_N=file[f"{split}/labels"],
                         teacher_NC=file[f"{split}/teacher"],
@@ -99,11 +104,17 @@ class Record:
                     )
                     for split in self.scores
                 }
+                return found if self.positive else {split: _turned(each) for split, each in found.items()}
         except FileNotFoundError:
             raise ValueError(f"{self.folder} has no predictions.npz: delete its metrics.json and run it again") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is broken ({reason}): delete it and metrics.json beside it, and run it again") from None
+
+
+def _turned(found: Predictions) -> Predictions:
+    """Of two classes: the other one first."""
+    return Predictions(labels_N=1 - found.labels_N, teacher_NC=found.teacher_NC[:, ::-1], student_NC=found.student_NC[:, ::-1])
 
 
 def _is_mnli(task: str, split: str) -> bool:
@@ -152,6 +163,7 @@ def read_record(folder: Path, *, task: str, student: str, method: str, seed: int
         seconds=found.training.seconds,
         lessons_seconds=found.training.lessons_seconds or 0.0,
         folder=Path(folder),
+        positive=found.task.positive,
     )
 
 

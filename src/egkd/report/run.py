@@ -129,6 +129,8 @@ class Task(_Part):
     label_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     """The first one is the headline."""
+    positive: int = 1
+    """The class that `f1` is of."""
 
 
 class Term(_Part):
