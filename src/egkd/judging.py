@@ -125,22 +125,25 @@ class Agreement(Judge):
 class Plausibility(Judge):
     """Whether each method points at what people marked."""
 
-    def __init__(self, question: Question, rationales: Sequence[Rationale]) -> None:
-        """`rationales` by the number of their text; in pairs, that of the first text."""
+    def __init__(self, question: Question, rationales: Sequence[Sequence[Rationale]]) -> None:
+        """`rationales` by the number of their text: that of the text, and perhaps that of the second text of a pair."""
         self._question, self._rationales = question, rationales
-        self._found: dict[str, dict[int, NDArray[Any]]] = {}
+        self._found: dict[str, dict[tuple[int, int], NDArray[Any]]] = {}
 
     def hear(self, explained: Explained) -> None:
         """Nothing is asked of the model."""
         for row, by_method in explained:
             for method, one in by_method.items():
-                first = sum(unit.part == 0 for unit in one.units)
-                self._found.setdefault(method, {})[row] = scores_of([one])[0][:first]
+                part_U = np.array([unit.part for unit in one.units], dtype=int)
+                for part in range(len(self._rationales[row])):
+                    self._found.setdefault(method, {})[row, part] = scores_of([one])[0][part_U == part]
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """As `evaluate.plausibility` gives them."""
         return {
-            method: plausibility(list(scores.values()), [self._rationales[row] for row in scores], seed=self._question.seed)
+            method: plausibility(
+                list(scores.values()), [self._rationales[row][part] for row, part in scores], seed=self._question.seed
+            )
             for method, scores in self._found.items()
         }
 

@@ -16,7 +16,7 @@ from egkd import explaining
 from egkd.cli.explain import METHODS
 from egkd.evaluate.agreement import agreement
 from egkd.evaluate.plausibility import plausibility
-from egkd.evaluate.rationales import load_rationales
+from egkd.evaluate.rationales import by_pairs, load_rationales
 from egkd.explain import EXPLAINERS, Explanation
 from egkd.explain import explain as explain_texts
 from egkd.explain.explanation import load
@@ -463,6 +463,41 @@ def test_rationales_can_be_asked_with_their_question_and_are_cut_openly(ask: Com
     assert line["text_pair"] == "What is the sentiment of this review?"
     assert any(line["hidden"])
     assert re.search(r"The model did not see \d+% of the marked words", " ".join(answer.out.split()))
+
+
+def test_two_documents_of_an_annotation_are_read_together(ask: Command, egkd: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text(
+        '{"docid": "a_hypothesis", "document": "the film is dull"}\n{"docid": "a_premise", "document": "i love it a lot"}\n'
+        '{"docid": "b_premise", "document": "a great cast"}\n{"docid": "b_hypothesis", "document": "it is great"}\n'
+    )
+    evidence = {"docid": "a_hypothesis", "start_token": 3, "end_token": 4}
+    lines = [
+        {"annotation_id": "a", "docids": ["a_hypothesis", "a_premise"], "evidences": [[evidence]]},
+        {
+            "annotation_id": "b",
+            "docids": ["b_premise", "b_hypothesis"],
+            "evidences": [[evidence | {"docid": "b_hypothesis", "start_token": 2, "end_token": 3}]],
+        },
+    ]
+    file, jsonl, out = tmp_path / "val.jsonl", tmp_path / "why.jsonl", tmp_path / "figures.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--text-pair", "docs", "--method", "occlusion", "--jsonl", jsonl, "--figures", out]
+    ask("--rationales", file, *options)
+    told = by_row(jsonl, "occlusion")
+    assert [(told[row]["text"], told[row]["text_pair"]) for row in (0, 1)] == [
+        ("i love it a lot", "the film is dull"),
+        ("a great cast", "it is great"),
+    ]
+    people = by_pairs(load_rationales(file))
+    scores = [np.array(told[row]["scores"]) for row in (0, 1)]
+    apart = [scores[0][:5], scores[0][5:], scores[1][:3], scores[1][3:]]
+    found = json.loads(out.read_text())["plausibility"]["occlusion"]
+    assert found["all"] == plausibility(apart, [one for pair in people for one in pair])["all"]
+    assert found["share"] == pytest.approx((1 / 4 + 1 / 3) / 4)
+    file.write_text(json.dumps(lines[0] | {"docids": ["a_hypothesis"]}) + "\n")
+    answer = egkd("explain", "--rationales", file, "--model", model, "--text-pair", "docs")
+    assert answer.code == 2
+    assert "annotation 'a' speaks of 1 documents, expected two" in answer.err
 
 
 # Refusals

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from egkd.evaluate.rationales import Rationale
 
-QUERY = "query"  # what `--text-pair` may say of rationales: their question is the second text
+QUERY, DOCS = "query", "docs"  # what `--text-pair` may say of rationales: their question, or second document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,13 @@ class Source:
                 raise ValueError("a TEXT is empty, expected words to explain")
             if os.path.isfile(text):
                 raise ValueError(f"TEXT {text!r} is a file; to explain what is in it, give it as --file")
-        if self.rationales and self.text_pair not in (None, QUERY):
+        if self.rationales and self.text_pair not in (None, QUERY, DOCS):
             raise ValueError(
-                f"--text-pair is {self.text_pair!r}; with --rationales it can be {QUERY!r}, which reads each with its question"
+                f"--text-pair is {self.text_pair!r}; with --rationales it can be {QUERY!r}, which reads each with its question,"
+                f" or {DOCS!r}, which reads the two documents of an annotation together"
             )
 
-    def read(self, limit: int | None, seed: int) -> tuple["Dataset", list["Rationale"]]:
+    def read(self, limit: int | None, seed: int) -> tuple["Dataset", list[list["Rationale"]]]:
         """Columns row (its number, from 0), text and perhaps text_pair; and what people marked, by that number."""
         from egkd.data import sample
 
@@ -66,7 +67,7 @@ class Source:
         self.notes.extend(notes)
         return dataset
 
-    def _read(self) -> tuple["Dataset", list["Rationale"]]:
+    def _read(self) -> tuple["Dataset", list[list["Rationale"]]]:
         from datasets import Dataset
 
         if self.file is not None:
@@ -75,13 +76,16 @@ class Source:
             return self._evaluation_set(self.task), []
         if self.rationales is None:
             return Dataset.from_dict({"text": self.texts} | ({"text_pair": self.pair} if self.pair else {})), []
-        from egkd.evaluate.rationales import load_rationales
+        from egkd.evaluate.rationales import by_pairs, load_rationales
 
         marked = load_rationales(self.rationales)
+        if self.text_pair == DOCS:
+            pairs = by_pairs(marked)
+            return Dataset.from_dict({"text": [a.text for a, _ in pairs], "text_pair": [b.text for _, b in pairs]}), pairs
         columns = {"text": [one.text for one in marked]}
         if self.text_pair == QUERY:
             columns["text_pair"] = [one.query or "" for one in marked]
-        return Dataset.from_dict(columns), marked
+        return Dataset.from_dict(columns), [[one] for one in marked]
 
     def _evaluation_set(self, task: str) -> "Dataset":
         from egkd.config_data import DataConfig

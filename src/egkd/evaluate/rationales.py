@@ -7,8 +7,9 @@ counted from 0, `end_token` is the first that no longer belongs. Shapes: U units
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ def load_rationales(annotations: str | Path, docs: str | Path | None = None) -> 
     if not found:
         raise ValueError(f"{path} has no annotations; expected one JSON object a line")
     return found
+
+
+def by_pairs(rationales: Sequence[Rationale]) -> list[list[Rationale]]:
+    """The two documents of each annotation, as in e-SNLI: the one whose name ends in "premise" first, else as they are named.
+
+    Raises ValueError for an annotation that has one document, or more than two.
+    """
+    pairs = []
+    for name, group in groupby(rationales, key=lambda one: one.annotation_id):
+        pair = sorted(group, key=lambda one: not one.docid.endswith("premise"))
+        if len(pair) != 2:
+            raise ValueError(f"annotation {name!r} speaks of {len(pair)} documents, expected two; name both in its 'docids'")
+        pairs.append(pair)
+    return pairs
 
 
 def _string(value: Any) -> str | None:
