@@ -336,7 +336,7 @@ def test_the_time_to_go_is_told_from_the_most_similar_jobs(tmp_path: Path, grid:
         ({"methods": {"plain": {"objectives": {"gradeint": {}}}}}, r"did you mean 'gradient'\?"),
         ({"methods": {"hidden": {"objectives": {"relations": {"relation_heads": 3}}}}}, r"without: \[hidden\]"),
         ({"students": {"small": "nowhere/to/be/found"}}, "does not exist"),
-        ({"seeds": []}, "has no cell"),
+        ({"seeds": []}, "has no such cell"),
     ],
     ids=["task", "setting", "objective", "method that does not fit", "student", "no cell"],
 )
