@@ -1,5 +1,6 @@
 """Several processes do what one would: real ones, that speak through gloo."""
 
+import json
 import os
 import runpy
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 
 HERE = Path(__file__).parent
@@ -65,3 +67,112 @@ def test_gradients_of_two_processes_are_those_of_one(shop: Path, tmp_path: Path)
             if off > 1e-4 * largest:
                 wrong[name, step] = off / largest
     assert not wrong
+
+
+QUICK = "use_cpu=true max_steps=4 logging_steps=1 learning_rate=1e-3 per_device_train_batch_size={}".split()
+RUN = "evaluate.explained=4 evaluate.shown=2 evaluate.latency_repeats=1 max_length=32 data.train_limit=16".split()
+
+
+def flags(processes: int) -> list[str]:
+    """Settings of a quick run on batches of 8."""
+    batch = 8 // processes
+    settings = [f"{section}.{each.format(batch)}" for section in ("train", "teach") for each in QUICK] + RUN
+    return [word for each in settings for word in ("--set", each)]
+
+
+@pytest.fixture(scope="module")
+def texts(shop: Path, write_csv: Any, tiny_data: Dataset) -> list[Any]:
+    """Where the rows are."""
+    names = [("negative", "positive")[label] for label in tiny_data["label"]]
+    for name, rows in (("train", slice(0, 40)), ("dev", slice(40, 56))):
+        write_csv(shop / f"{name}.csv", text=tiny_data["text"][rows], label=names[rows])
+    return ["--train", shop / "train.csv", "--eval", shop / "dev.csv"]
+
+
+def same_losses(ours: Path, theirs: Path) -> None:
+    """Step by step and term by term, but for rounding."""
+    one, other = (
+        [line for line in map(json.loads, path.read_text().splitlines()) if "loss" in line] for path in (ours, theirs)
+    )
+    assert len(one) == len(other) == 4
+    for found, expected in zip(one, other, strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def files(run: Path) -> set[str]:
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_launched_run_is_that_of_one_process_and_written_once(shop: Path, texts: list[Any], egkd: Any) -> None:
+    """The whole job, from an encoder that is fine-tuned first, on the ready config for two processes without a GPU."""
+    job = ["distill", "--teacher-init", shop / "student", "--student", "layers:1", "--guide", "gradient", *texts]
+    answer = egkd(*job, "--guide", "perturbation", *flags(1), "--out", shop / "alone" / "run")
+    assert answer.code == 0, answer.err
+    config = ROOT / "examples" / "launch" / "cpu-two-processes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "egkd", *job]
+    out = shop / "launched" / "run"
+    words = [str(word) for word in [*launch, "--guide", "perturbation", *flags(2), "--out", out]]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, env=one_thread)
+    assert done.returncode == 0, done.stderr
+    for said in ("fine-tuning the teacher", "comparing teacher and student", "report: "):
+        assert done.stdout.count(said) == 1
+    alone = shop / "alone" / "run"
+    assert files(out) == files(alone)
+    assert json.loads((out / "environment.json").read_text())["processes"] == 2
+    same_losses(out / "teacher-log.jsonl", alone / "teacher-log.jsonl")
+    same_losses(out / "log.jsonl", alone / "log.jsonl")
+    found, expected = (json.loads((run / "metrics.json").read_text()) for run in (out, alone))
+    for role in ("teacher", "student"):
+        assert found[role]["scores"] == expected[role]["scores"]
+
+
+def test_commands_together(shop: Path, texts: list[Any], tmp_path: Path, egkd: Any, save: Any) -> None:
+    """Refusals, teaching, lessons, and a run whose disk was full at its end: what two processes say and leave."""
+    teacher = save(tmp_path / "teacher", layers=2)
+    learn = ["--teacher", teacher, "--student", "layers:1", "--guide", "selection", *texts]
+    distill = ["distill", *learn, *flags(2), "--out", tmp_path / "runs" / "a"]
+    jobs: list[dict[str, Any]] = [
+        {"words": [*distill, "--set", "objectives.selektion.weight=1"]},
+        {"words": ["teach", "--init", shop / "student", *texts, *flags(2), "--out", tmp_path / "taught"]},
+        {"words": [*distill, "--train", tmp_path / "missing.csv"]},
+        {"words": ["lessons", "build", *learn, *flags(2), "--lessons", tmp_path / "runs" / "lessons"]},
+        {"words": distill, "failing": "egkd.pipeline.save_model"},
+        {"words": distill},
+        {"words": ["lessons", "list", tmp_path / "runs" / "lessons"]},  # from here on the first forgets the others
+    ]
+    for job in jobs:
+        job["words"] = [str(word) for word in job["words"]]
+    (tmp_path / "jobs").write_text(json.dumps(jobs))
+    done = side_by_side(HERE / "commands.py", tmp_path / "jobs", tmp_path / "said")
+    assert [each.returncode for each in done] == [0, 0], done
+    first, second = (json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1))
+    assert [said["code"] for said in first] == [2, 0, 2, 0, 2, 0, 0]
+    assert [said["code"] for said in second] == [2, 0, 2, 0, 2, 0, 0]
+    assert [said["out"] + said["err"] for said in second] == [""] * 7
+    unknown, taught, missing, built, broken, whole, listed = first
+    for said, why in ((unknown, "selektion"), (missing, "missing.csv"), (broken, "No space left on device")):
+        assert why in said["err"]
+        assert said["err"].count("\n") == 1
+    assert "teacher: " in taught["out"]
+    assert built["out"].count("lessons: ") == 2
+    assert "holds this run already" in " ".join(whole["out"].split())
+    assert "lessons of" not in whole["out"]  # they were there
+    assert "finished" in listed["out"]
+
+    alone = egkd("distill", *learn, *flags(1), "--out", tmp_path / "alone" / "a")
+    assert alone.code == 0, alone.err
+    same_losses(tmp_path / "runs" / "a" / "log.jsonl", tmp_path / "alone" / "a" / "log.jsonl")
+    assert files(tmp_path / "runs" / "a") == files(tmp_path / "alone" / "a")
+    assert files(tmp_path / "taught") >= {"config.yaml", "teacher/model.safetensors", "teacher-log.jsonl"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "launch").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_ready_configs(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    processes = {"one-gpu": 1, "cpu-two-processes": 2, "several-machines": 8}.get(path.stem, 4)
+    assert config.num_processes == processes
+    assert config.num_machines == (2 if path.stem == "several-machines" else 1)
+    assert config.distributed_type == ("NO" if processes == 1 else "MULTI_GPU")
+    assert config.mixed_precision == ("bf16" if path.stem == "bf16" else "no")
+    assert config.use_cpu is (path.stem == "cpu-two-processes")

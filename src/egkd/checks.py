@@ -42,7 +42,8 @@ def training_arguments(settings: Mapping[str, Any], output_dir: Path, section: s
         raise ValueError(f"unknown setting '{section}.{unknown[0]}'; {near(unknown[0], known)}")
     if "output_dir" in settings:
         raise ValueError(f"{section}.output_dir is the run folder's own; use --out")
-    pinned = {"dataloader_pin_memory": torch.accelerator.is_available()}  # without an accelerator it only warns
+    fast = torch.accelerator.is_available()  # without one, pinning memory only warns, and processes do not find each other
+    pinned = {"dataloader_pin_memory": fast, "use_cpu": not fast}
     checked = {name: _of_type(name, value, section) for name, value in settings.items()}
     for name in _COUNTS:
         if checked.get(name, 1) < 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from transformers import TrainingArguments
 
 from egkd.objectives.base import Objective
+from egkd.processes import several
 
 
 def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, has_teacher: bool) -> None:
@@ -33,6 +34,8 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     if explaining and args.ddp_static_graph:
         # it takes the first gradient for the end of the step, which may be that of an explanation
         raise ValueError(f"ddp_static_graph gives wrong gradients, without an error, with {explaining[0]}; set it to false")
+    if several() and args.world_size == 1:
+        raise ValueError("several processes were started, and without a GPU each would train alone; set use_cpu to true")
     sharding = _sharding(args)
     if sharding:
         raise ValueError(

@@ -14,8 +14,7 @@ from typing import Any
 
 import transformers
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainingArguments
 
 from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
 from egkd.compatible import check_compatible
@@ -31,6 +30,7 @@ from egkd.explain.amortised import with_head
 from egkd.heads import detach_heads
 from egkd.models import embedding_layer, set_dropout
 from egkd.objectives import Labels, Objective
+from egkd.processes import Ranks, ranks
 from egkd.report.page import write_report
 from egkd.runs import (
     check_free,
@@ -43,7 +43,6 @@ from egkd.runs import (
     write_arrays,
     write_json,
 )
-from egkd.stopwatch import Stopwatch, seconds_at
 from egkd.students import (
     build_student,
     check_student,
@@ -54,7 +53,7 @@ from egkd.students import (
     size_of,
 )
 from egkd.teaching import in_order
-from egkd.train import DistillationTrainer, JsonlLog, TellProgress
+from egkd.train import DistillationTrainer, JsonlLog, fit
 
 Tell = Callable[[str], None]
 """Called with one line for the user."""
@@ -69,13 +68,29 @@ def quiet(_message: str) -> None:
 def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progress | None = None) -> Path:
     """The whole run that `config` describes, in folder `out`; returns the path of its report.
 
+    Several processes (torchrun, accelerate launch) train together; what is written, is written by the first of them.
+
     Raises ValueError for settings that cannot work, before any long work, and leaves what is there untouched.
     """
     objectives = objectives_of(config)
     config = resolved(config, objectives)
-    arguments = training_arguments(config.train_arguments, out / "checkpoints", "train")
+    arguments = training_arguments(config.train_arguments, out / "checkpoints", "train")  # here processes meet
+    with ranks() as team:
+        with team.stage():
+            data = _checked(config, objectives, arguments, out, tell)
+        team.once(lambda: _claimed(config, out, tell))
+        teacher = config.teacher or str(_taught(config, data, out / "teacher", team, tell, progress))
+        _learned(config, objectives, arguments, teacher, data, out, team, tell, progress)
+        team.once(lambda: _compared(config, objectives, teacher, data, out, tell, progress))
+        return team.once(lambda: write_report([out], out / "report.html"))
+
+
+def _checked(config: RunConfig, objectives: list[Objective], arguments: TrainingArguments, out: Path, tell: Tell) -> TaskData:
+    """The data, once all that could fail later has been tried. Raises ValueError, and writes nothing."""
     teaching = training_arguments(config.teach_arguments, out / "checkpoints", "teach")
     check_compatible([objective for objective in objectives if objective.weight > 0], arguments, has_teacher=True)
+    if config.teacher_init:
+        check_compatible([Labels()], teaching, has_teacher=False)
     check_free(out, config)
     check_writable(config.lessons or out.parent / "lessons", "--lessons")
     source = config.teacher or config.teacher_init
@@ -93,12 +108,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         choose_best_by(each, data)
     rehearse(config, source, objectives, data)
     reader = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-    data = augmented(data, config.data.augment, config.data.seed, reader.mask_token)
-    _claimed(config, out, tell)
-    teacher = config.teacher or str(_taught(config, data, out / "teacher", tell, progress))
-    _learned(config, objectives, arguments, teacher, data, out, tell, progress)
-    _compared(config, objectives, teacher, data, out, tell, progress)
-    return write_report([out], out / "report.html")
+    return augmented(data, config.data.augment, config.data.seed, reader.mask_token)
 
 
 def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progress | None = None) -> Path:
@@ -109,16 +119,19 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
     if config.teacher_init is None:
         raise ValueError(f"found teacher {config.teacher}, expected teacher_init: the encoder to fine-tune (--init)")
     init, config = config.teacher_init, resolved(config, objectives_of(config))
-    arguments = training_arguments(config.teach_arguments, out, "teach")
-    check_free(out, config)
-    data = load_data(config.data)
-    for note in data.notes:
-        tell(note)
-    choose_best_by(arguments, data)
-    load_encoder(init, data.task, trust_remote_code=config.trust_remote_code)
-    check_length(config, init, load_tokenizer(init, trust_remote_code=config.trust_remote_code))
-    _claimed(config, out, tell)
-    return _taught(config, data, out / "teacher", tell, progress)
+    arguments = training_arguments(config.teach_arguments, out, "teach")  # here processes meet
+    with ranks() as team:
+        with team.stage():
+            check_compatible([Labels()], arguments, has_teacher=False)
+            check_free(out, config)
+            data = load_data(config.data)
+            for note in data.notes:
+                tell(note)
+            choose_best_by(arguments, data)
+            load_encoder(init, data.task, trust_remote_code=config.trust_remote_code)
+            check_length(config, init, load_tokenizer(init, trust_remote_code=config.trust_remote_code))
+        team.once(lambda: _claimed(config, out, tell))
+        return _taught(config, data, out / "teacher", team, tell, progress)
 
 
 def resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
@@ -170,24 +183,12 @@ def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, fl
     return compute
 
 
-def _fit(trainer: DistillationTrainer, checkpoints: Path, progress: Progress | None) -> float:
-    """Train, from the last whole checkpoint if there is one; returns seconds, those that led to the checkpoint included."""
-    if progress is not None:  # one kind of bar, not two
-        for theirs in (ProgressCallback, PrinterCallback):
-            trainer.remove_callback(theirs)
-        trainer.add_callback(TellProgress(partial(progress, "train")))
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    while last and not (Path(last) / "trainer_state.json").is_file():  # written last: this one was cut off
-        shutil.rmtree(last)
-        last = get_last_checkpoint(str(checkpoints))
-    stopwatch = Stopwatch(seconds_at(Path(last)) if last else 0.0)
-    trainer.add_callback(stopwatch)
-    trainer.train(resume_from_checkpoint=last)
-    return stopwatch.seconds
+def _of(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else partial(progress, what)
 
 
-def _taught(config: RunConfig, data: TaskData, folder: Path, tell: Tell, progress: Progress | None) -> Path:
-    if (folder / "config.json").exists():
+def _taught(config: RunConfig, data: TaskData, folder: Path, team: Ranks, tell: Tell, progress: Progress | None) -> Path:
+    if team.told((folder / "config.json").exists()):
         return folder
     assert config.teacher_init is not None
     checkpoints = folder.with_name("teacher-checkpoints")
@@ -205,10 +206,11 @@ def _taught(config: RunConfig, data: TaskData, folder: Path, tell: Tell, progres
         max_length=config.max_length,
         compute_metrics=_metrics(data.task),
         callbacks=[JsonlLog(folder.with_name("teacher-log.jsonl"))],
+        tell=tell,
     )
-    _fit(trainer, checkpoints, progress)
-    save_model(trainer.model, trainer.processing_class, folder)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    fit(trainer, checkpoints, team, _of(progress, "train"))
+    team.once(lambda: save_model(trainer.model, trainer.processing_class, folder))
+    team.once(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
     return folder
 
 
@@ -219,10 +221,11 @@ def _learned(
     teacher: str,
     data: TaskData,
     out: Path,
+    team: Ranks,
     tell: Tell,
     progress: Progress | None,
 ) -> None:
-    if (out / "training.json").exists():
+    if team.told((out / "training.json").exists()):
         return
     model, tokenizer = build_student(
         config.student,
@@ -255,24 +258,24 @@ def _learned(
         max_length=config.max_length,
         compute_metrics=_metrics(data.task),
         callbacks=[JsonlLog(out / "log.jsonl")],
-        progress=None if progress is None else partial(progress, "lessons"),
+        progress=_of(progress, "lessons"),
         tell=tell,
     )
     lessons_seconds = time.perf_counter() - started
     rest = "" if data.unlabeled is None else f" from {len(data.train):,} rows with labels and {len(data.unlabeled):,} without"
     tell(f"the student learns {', '.join(dict.fromkeys(objective.name for objective in trainer.objectives))}{rest}")
-    seconds = _fit(trainer, out / "checkpoints", progress)
+    seconds = fit(trainer, out / "checkpoints", team, _of(progress, "train"))
     assert trainer.model is not None
     detach_heads(trainer.model, objectives)
-    save_model(trainer.model, tokenizer, out / "student")
+    team.once(lambda: save_model(trainer.model, tokenizer, out / "student"))
     training = {
         "seconds": seconds,
         "lessons_seconds": lessons_seconds,
         "steps": trainer.state.global_step,
         "examples": len(data.stream),
     }
-    write_json(out / "training.json", training)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    team.once(lambda: write_json(out / "training.json", training))
+    team.once(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))
 
 
 def _compared(

@@ -76,7 +76,7 @@ class Ranks:
 @contextmanager
 def ranks() -> Iterator[Ranks]:
     """This process and the others, in a group that waits as long as it takes, whatever backend the training uses."""
-    if not _several():
+    if not several():
         yield Ranks()
         return
     group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
@@ -92,10 +92,11 @@ def mean_count(counts_BX: Tensor) -> Tensor:
     Every process has to call it, also one that has no examples.
     """
     total_X1 = torch.cat([counts_BX.sum(0).flatten(), counts_BX.new_tensor([len(counts_BX)])]).float()
-    if _several():
+    if several():
         distributed.all_reduce(total_X1)
     return (total_X1[:-1].clamp(min=1) / total_X1[-1].clamp(min=1)).view(counts_BX.shape[1:])
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether this process has others beside it."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -141,6 +141,7 @@ def environment(seed: int) -> dict[str, Any]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    found["processes"] = int(os.environ.get("WORLD_SIZE", "1"))
     found["cpu_count"], found["torch_threads"] = os.cpu_count(), torch.get_num_threads()
     found["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return found | _git()

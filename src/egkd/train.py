@@ -5,6 +5,7 @@ Shapes: B batch, C classes.
 """
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,8 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -28,6 +31,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import get_last_checkpoint
 
 import egkd.students  # noqa: F401  registers our own types of models
 from egkd.batches import ByLength, DistillationCollator
@@ -39,7 +43,9 @@ from egkd.models import double_backward, observe
 from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, check_labelled, label_loss
 from egkd.predict import encode_dataset
+from egkd.processes import Ranks
 from egkd.step import learn, strongest
+from egkd.stopwatch import Stopwatch, seconds_at
 from egkd.teaching import Source, asked_of, teach_all, voices_of
 from egkd.text import MAX_LENGTH, Batch
 
@@ -215,9 +221,10 @@ class DistillationTrainer(Trainer):
         self._terms_seen += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in Trainer, with the mean of each term since the last log line."""
+        """As in Trainer, with the mean of each term since the last log line, over all processes."""
         if "loss" in logs and self._terms_seen:
-            logs |= {f"loss/{name}": round(value.item() / self._terms_seen, 6) for name, value in self._terms.items()}
+            means = self.accelerator.gather(torch.stack(list(self._terms.values()))[None]).mean(0) / self._terms_seen
+            logs |= {f"loss/{name}": round(value, 6) for name, value in zip(self._terms, means.tolist(), strict=True)}
             self._terms, self._terms_seen = {}, 0
         super().log(logs, start_time)
 
@@ -245,3 +252,28 @@ class JsonlLog(TrainerCallback):
         """Write what Trainer knows."""
         if state.is_world_process_zero:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history))
+
+
+def fit(trainer: DistillationTrainer, checkpoints: Path, team: Ranks, progress: Progress | None = None) -> float:
+    """Train, from the last whole checkpoint if there is one; returns seconds, those that led to the checkpoint included.
+
+    `progress` draws the bar, instead of Trainer.
+    """
+    if progress is not None:  # one kind of bar, not two
+        for theirs in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(theirs)
+        trainer.add_callback(TellProgress(progress))
+    last = team.once(lambda: _last_whole(checkpoints))
+    stopwatch = Stopwatch(seconds_at(Path(last)) if last else 0.0)
+    trainer.add_callback(stopwatch)
+    trainer.train(resume_from_checkpoint=last)
+    return stopwatch.seconds
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The last checkpoint; what was cut off after it is deleted."""
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    while last and not (Path(last) / "trainer_state.json").is_file():  # written last
+        shutil.rmtree(last)
+        last = get_last_checkpoint(str(checkpoints))
+    return last

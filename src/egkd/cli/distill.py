@@ -56,8 +56,6 @@ def distill(
 
     Example: `egkd distill config.yaml --set objectives.gradient.weight=5 --out runs/c`
     """
-    from rich.console import Console
-
     from egkd.config import resolve
 
     flags = {
@@ -75,11 +73,11 @@ def distill(
     }
     config = resolve(o.settings_of(settings, flags, set_), guide or [], reasons=reasons)
     from egkd import pipeline
-    from egkd.cli.progress import bars, calm
+    from egkd.cli.progress import bars, calm, first_console
     from egkd.report.run import read_run
     from egkd.report.terminal import summary_table
 
-    console = Console()
+    console = first_console()
     calm()
     with bars(console) as progress:
         report = pipeline.distill(config, out, tell=console.print, progress=progress)

@@ -1,6 +1,5 @@
 """`egkd lessons`: what the teacher shows, built ahead of any run, listed, verified and pruned."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,7 +53,7 @@ def build(
 
     Example: `egkd lessons build --teacher my-classifier --task sst2 --guide gradient --lessons runs/lessons`
 
-    Example: `torchrun --nproc-per-node 4 -m egkd.cli.main lessons build config.yaml --out runs/a`
+    Example: `torchrun --nproc-per-node 4 -m egkd lessons build config.yaml --out runs/a`
     """
     from egkd.config import resolve
 
@@ -73,12 +72,10 @@ def build(
         raise ValueError("no folder for lessons; name it with --lessons, or the run they are for with --out")
     from functools import partial
 
-    from rich.console import Console
-
-    from egkd.cli.progress import bars, calm
+    from egkd.cli.progress import bars, calm, first_console
     from egkd.lecture import lecture
 
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = first_console()
     calm()
     with bars(console) as progress:
         tell = partial(console.print, markup=False, highlight=False)

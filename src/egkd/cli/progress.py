@@ -1,5 +1,7 @@
 """Progress bars and lines for people, on the terminal."""
 
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -35,6 +37,11 @@ class Bars:
         if done >= total:
             self._progress.refresh()
             del self._tasks[what]
+
+
+def first_console() -> Console:
+    """Where lines and bars go: the terminal, in the first of several processes alone."""
+    return Console(quiet=os.environ.get("RANK", "0") != "0")
 
 
 @contextmanager
@@ -82,3 +89,4 @@ def calm() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)  # Trainer knows no other name

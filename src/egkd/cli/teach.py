@@ -30,8 +30,6 @@ def teach(
 
     Example: `egkd teach --init my-encoder --task sst2 --glue-dir glue --epochs 2 --out runs/sst2-teacher`
     """
-    from rich.console import Console
-
     from egkd.config import resolve
 
     flags = {
@@ -44,9 +42,9 @@ def teach(
     }
     config = resolve(o.settings_of(settings, flags, set_))
     from egkd import pipeline
-    from egkd.cli.progress import bars, calm
+    from egkd.cli.progress import bars, calm, first_console
 
-    console = Console()
+    console = first_console()
     calm()
     with bars(console) as progress:
         folder = pipeline.teach(config, out, tell=console.print, progress=progress)
