@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import pipeline
 
 import egkd.explain as ours
-from egkd.models import embedding_layer, log_odds, observe
+from egkd.models import embedding_layer, observe, tapped_embeddings
 from egkd.text import unit_spans
 
 SIZES = (16, 64, 256)
@@ -120,8 +120,8 @@ def _smooth(steps: int, noise: float, setting: Setting, numbers: Sequence[int], 
         embeddings_BTD = observe(setting.model, batch, keep=("embeddings",)).embeddings_BTD.detach()
 
         def output(point_PTD: Tensor, mask_PT: Tensor, ids_PT: Tensor, target_P: Tensor) -> Tensor:
-            copies = {"input_ids": ids_PT, "attention_mask": mask_PT}
-            return log_odds(observe(setting.model, copies, replace_BTD=point_PTD).logits_BC, target_P)
+            with tapped_embeddings(setting.model, point_PTD):
+                return setting.output(ids_PT, mask_PT, target_P)
 
         found += (
             NoiseTunnel(InputXGradient(output))
