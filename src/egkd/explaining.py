@@ -22,7 +22,7 @@ from egkd.explain.selectors import Selector
 from egkd.lessons import fingerprint_model, fingerprint_texts, fingerprint_tokenizer
 from egkd.runs import read_json, write_json
 from egkd.students import load_classifier, load_tokenizer
-from egkd.text import MAX_LENGTH, UNIT_RULE
+from egkd.text import MAX_LENGTH, UNIT_RULE, Kind
 
 CHUNK = 256  # texts at a time: enough to be sorted by length, few enough to hold
 MIN_LENGTH = 5  # tokens: the special ones around a pair, and a word of each
@@ -39,6 +39,7 @@ class Question:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     target: Literal["predicted"] | int = "predicted"
+    unit: Kind = "word"
     max_length: int = MAX_LENGTH
     seed: int = 0
     precision: Precision = "float32"
@@ -46,7 +47,7 @@ class Question:
     def asked_of(self, source: str, *, trust_remote_code: bool = False) -> "Question":
         """The same of another model, about the class it predicts. Raises ValueError, one line."""
         other = question_about(source, "predicted", self.max_length, self.seed, trust_remote_code=trust_remote_code)
-        return replace(other, precision=self.precision)
+        return replace(other, precision=self.precision, unit=self.unit)
 
     def told(self) -> dict[str, Any]:
         """All that scores depend on beside text and method, as plain values."""
@@ -58,6 +59,7 @@ class Question:
             "seed": self.seed,
             "unit_rule": UNIT_RULE,
             **({} if self.precision == "float32" else {"precision": self.precision}),
+            **({} if self.unit == "word" else {"unit": self.unit}),
         }
 
 
@@ -252,6 +254,7 @@ def _explained(
         [chunk["text"][place] for place in places],
         [chunk["text_pair"][place] for place in places] if "text_pair" in chunk else None,
         target=question.target,
+        unit=question.unit,
         max_length=question.max_length,
         seed=question.seed,
         precision=question.precision,

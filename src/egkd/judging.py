@@ -20,6 +20,7 @@ from egkd.evaluate.scores import estimate
 from egkd.explain import Explainer, Explanation, encode_rows, explain
 from egkd.explain.selection import AmortisedExplainer
 from egkd.explaining import ByMethod, Question
+from egkd.lessons import fingerprint_tokenizer
 
 Explained = Sequence[tuple[int, ByMethod]]
 """Some texts, each with its number and its explanation by every method."""
@@ -55,7 +56,7 @@ class Faithfulness(Judge):
                 scores_of(one),
                 question.model,
                 question.tokenizer,
-                encode_rows(question.tokenizer, *_texts(one), question.max_length),
+                encode_rows(question.tokenizer, *_texts(one), question.max_length, question.unit),
                 targets=[each.target for each in one],
                 probes=self.probes,
                 seed=question.seed,
@@ -95,6 +96,7 @@ class Agreement(Judge):
         for each in (other, twin):
             if each is not None:
                 _check_classes(question, each)
+                _check_units(question, each)
         for method, explainer in explainers.items():
             if isinstance(explainer, AmortisedExplainer):
                 raise ValueError(f"{method} carries a selector of one model and cannot be asked about another; leave it out")
@@ -126,7 +128,12 @@ class Plausibility(Judge):
     """Whether each method points at what people marked."""
 
     def __init__(self, question: Question, rationales: Sequence[Sequence[Rationale]]) -> None:
-        """`rationales` by the number of their text: that of the text, and perhaps that of the second text of a pair."""
+        """`rationales` by the number of their text: that of the text, and perhaps that of the second text of a pair.
+
+        Raises ValueError where explanations are not of words, which is what people mark.
+        """
+        if question.unit != "word":
+            raise ValueError("people marked words, and --unit token scores tokens; leave it out beside --rationales")
         self._question, self._rationales = question, rationales
         self._found: dict[str, dict[tuple[int, int], NDArray[Any]]] = {}
 
@@ -173,10 +180,16 @@ def _asked(question: Question, explainer: Explainer, about: Sequence[Explanation
         *_texts(about),
         method=explainer,
         target=[one.target for one in about],
+        unit=question.unit,
         max_length=question.max_length,
         seed=question.seed,
         precision=question.precision,
     )
+
+
+def _check_units(question: Question, other: Question) -> None:
+    if question.unit == "token" and fingerprint_tokenizer(question.tokenizer) != fingerprint_tokenizer(other.tokenizer):
+        raise ValueError("the two models cut texts into different tokens, so their scores can only be compared by words")
 
 
 def _check_classes(question: Question, other: Question) -> None:

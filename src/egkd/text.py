@@ -11,10 +11,12 @@ from typing import Any, Literal
 import regex
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 Batch = dict[str, Tensor]
 Operator = Literal["mask", "delete", "attention", "gather"]
+Kind = Literal["word", "token"]
+"""What a unit is. Two models speak of the same words, of the same tokens only where they have one tokenizer."""
 
 SPECIAL = -1  # unit id of special tokens and padding: they belong to no word
 MAX_LENGTH = 128  # tokens; GLUE's usual limit
@@ -41,6 +43,7 @@ def encode(
     texts: Sequence[str],
     pairs: Sequence[str] | None = None,
     max_length: int = MAX_LENGTH,
+    unit: Kind = "word",
 ) -> dict[str, list[Any]]:
     """Tokenise `texts` (with `pairs`) and say which unit each token belongs to.
 
@@ -48,8 +51,9 @@ def encode(
     `unit_ids` (a list of T ints per example, -1 for special tokens), `n_units` (units in the raw text, also those cut
     off) and `length` (T). A token that touches several units belongs to the one it shares most characters with (of equals
     the first), a token of white space alone to the unit that follows; a unit whose characters all lie in tokens of others has
-    no token, as one that is cut off. A text without any token (an empty one, of a tokenizer that adds none of its own) becomes
-    one special token.
+    no token, as one that is cut off. With `unit` "token" every token that is not special is a unit of its own, and `units` says
+    where each stands, also those cut off: (0 in the text or 1 in its pair, first character, character after the last). A text
+    without any token (an empty one, of a tokenizer that adds none of its own) becomes one special token.
 
     Raises ValueError for a tokenizer without character offsets (a slow one).
     """
@@ -66,7 +70,21 @@ def encode(
     )
     offsets = encoded.pop("offset_mapping")
     columns: dict[str, list[Any]] = {name: list(values) for name, values in encoded.items()}
-    columns["unit_ids"], columns["n_units"] = [], []
+    columns |= _tokens(tokenizer, texts, pairs, encoded) if unit == "token" else _words(texts, pairs, encoded, offsets)
+    for row in range(len(texts)):
+        if not columns["input_ids"][row]:
+            empty = {"input_ids": _empty_id(tokenizer), "attention_mask": 1, "unit_ids": SPECIAL}
+            for name in (*encoded, "unit_ids"):
+                columns[name][row] = [empty.get(name, 0)]
+    columns["length"] = [len(ids) for ids in columns["input_ids"]]
+    return columns
+
+
+def _words(
+    texts: Sequence[str], pairs: Sequence[str] | None, encoded: BatchEncoding, offsets: Sequence[Sequence[tuple[int, int]]]
+) -> dict[str, list[Any]]:
+    """The word of each token, and the number of words."""
+    columns: dict[str, list[Any]] = {"unit_ids": [], "n_units": []}
     for row, text in enumerate(texts):
         parts = [text] if pairs is None else [text, pairs[row]]
         spans = [unit_spans(part) for part in parts]
@@ -79,11 +97,33 @@ def encode(
             ]
         )
         columns["n_units"].append(sum(map(len, spans)))
-        if not columns["input_ids"][row]:
-            empty = {"input_ids": _empty_id(tokenizer), "attention_mask": 1, "unit_ids": SPECIAL}
-            for name in (*encoded, "unit_ids"):
-                columns[name][row] = [empty.get(name, 0)]
-    columns["length"] = [len(ids) for ids in columns["input_ids"]]
+    return columns
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, encoded: BatchEncoding
+) -> dict[str, list[Any]]:
+    """The number of each token, where all tokens stand, and how many they are, also without truncation."""
+    whole = tokenizer(list(texts), None if pairs is None else list(pairs), return_offsets_mapping=True, verbose=False)
+    columns: dict[str, list[Any]] = {"unit_ids": [], "n_units": [], "units": []}
+    for row in range(len(texts)):
+        belongs = whole.sequence_ids(row)
+        units = [
+            (part, *offset) for part, offset in zip(belongs, whole["offset_mapping"][row], strict=True) if part is not None
+        ]
+        kept = encoded.sequence_ids(row)
+        # of each part truncation leaves the beginning, or the end
+        cut = [sum(unit[0] == part for unit in units) - kept.count(part) for part in (0, 1)]
+        following = [cut[0] if tokenizer.truncation_side == "left" else 0, sum(unit[0] == 0 for unit in units)]
+        following[1] += cut[1] if tokenizer.truncation_side == "left" else 0
+        ids = []
+        for part in kept:
+            ids.append(SPECIAL if part is None else following[part])
+            if part is not None:
+                following[part] += 1
+        columns["unit_ids"].append(ids)
+        columns["n_units"].append(len(units))
+        columns["units"].append(units)
     return columns
 
 

@@ -15,6 +15,13 @@ METHODS = (
 )
 
 
+class Unit(StrEnum):
+    """What gets a score."""
+
+    word = "word"
+    token = "token"
+
+
 class Precision(StrEnum):
     """What the model computes in."""
 
@@ -65,6 +72,7 @@ def explain(
         str | None, typer.Option(help="A model like --model but for its seed: how far that one agrees is the ceiling.")
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="Write all that judges measured here, as JSON.")] = None,
+    unit: Annotated[Unit, typer.Option(help="What gets a score: words, or the model's own tokens.")] = Unit.word,
     max_length: o.MaxLength = None,
     seed: o.Seed = None,
     precision: Annotated[
@@ -106,7 +114,7 @@ def explain(
     dataset, marked = source.read(limit, seed or 0)
     fit_rows = source.read_file(fit_on) if fit_on else None
     question = explaining.question_about(model, target, max_length, seed or 0, trust_remote_code=trust_remote_code)
-    question = replace(question, precision=precision.value)
+    question = replace(question, precision=precision.value, unit=unit.value)
     for note in source.notes:
         aside.print(note, markup=False, highlight=False)
     shown = Shown(question, None if jsonl or html else out, html is not None)

@@ -25,7 +25,7 @@ from egkd.explain.shapley import ExactShapley, ShapleySampling
 from egkd.explain.smoothgrad import SmoothGrad
 from egkd.explain.sufficient import SufficientSubset
 from egkd.explain.surrogate import KernelShap, Lime
-from egkd.text import MAX_LENGTH, encode, unit_spans
+from egkd.text import MAX_LENGTH, Kind, encode, unit_spans
 
 Target = Literal["predicted"] | str | int | Sequence[int]
 
@@ -84,19 +84,21 @@ def explain(
     *,
     method: str | Explainer = "integrated-gradients",
     target: Target = "predicted",
+    unit: Kind = "word",
     max_length: int = MAX_LENGTH,
     seed: int = 0,
     token_budget: int | None = None,
     precision: Precision = "float32",
     progress: Callable[[int], None] | None = None,
 ) -> list[Explanation]:
-    """Explain what a sequence classifier or regressor says about texts (or pairs), word by word.
+    """Explain what a sequence classifier or regressor says about texts (or pairs), word by word or token by token.
 
     Scores are for the log odds of `target` (a class by number or name, one number per text, or the predicted class), or
-    for the output in regression. The model comes back as it was. The same seed gives the same scores, whatever else is
-    in `texts`; `token_budget` bounds the tokens of one forward pass (default: what suits the device) and changes nothing
-    but memory and speed. `precision` "bfloat16" is faster where the processor has it, and a little off. Texts longer than
-    `max_length` tokens are cut, and `Explanation.hidden` says where.
+    for the output in regression. With `unit` "token" the model's own tokens have scores: a word's is the sum of its tokens'
+    where a method adds up. The model comes back as it was. The same seed gives the same scores, whatever else is in `texts`;
+    `token_budget` bounds the tokens of one forward pass (default: what suits the device) and changes nothing but memory and
+    speed. `precision` "bfloat16" is faster where the processor has it, and a little off. Texts longer than `max_length`
+    tokens are cut, and `Explanation.hidden` says where.
 
     Raises ValueError for an unknown method or class, for pairs that do not match the texts, and for a slow tokenizer.
     """
@@ -111,6 +113,7 @@ def explain(
         texts,
         pairs,
         target=target,
+        unit=unit,
         max_length=max_length,
         seed=seed,
         token_budget=token_budget,
@@ -130,6 +133,7 @@ def iter_explained(
     pairs: Sequence[str] | None = None,
     *,
     target: Target = "predicted",
+    unit: Kind = "word",
     max_length: int = MAX_LENGTH,
     seed: int = 0,
     token_budget: int | None = None,
@@ -143,7 +147,7 @@ def iter_explained(
         raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; give as many of one as of the other")
     if not texts:
         return
-    rows = encode_rows(tokenizer, texts, pairs, max_length)
+    rows = encode_rows(tokenizer, texts, pairs, max_length, unit)
     targets = _targets(model, target, len(texts))
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
     for index, scored in iter_scored(
@@ -153,10 +157,14 @@ def iter_explained(
 
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    unit: Kind = "word",
 ) -> list[dict[str, Any]]:
     """Texts (and pairs) as `text.encode` gives them, one by one, with the text itself: what `score_dataset` takes."""
-    columns = encode(tokenizer, texts, pairs, max_length)
+    columns = encode(tokenizer, texts, pairs, max_length, unit)
     columns["text"] = list(texts)
     if pairs is not None:
         columns["text_pair"] = list(pairs)
@@ -176,12 +184,13 @@ def _targets(model: nn.Module, target: Target, n_texts: int) -> list[int] | None
 
 def _explanation(row: Mapping[str, Any], scored: Scored, names: Mapping[int, str], explainer: Explainer) -> Explanation:
     parts = [row["text"]] if row.get("text_pair") is None else [row["text"], row["text_pair"]]
-    units = [Unit(part, *span) for part, text in enumerate(parts) for span in unit_spans(text)]
+    words = [(part, *span) for part, text in enumerate(parts) for span in unit_spans(text)]
     errors = None if scored.error_U is None else scored.error_U.tolist()
     return Explanation(
         text=row["text"],
         text_pair=row.get("text_pair"),
-        units=tuple(units),
+        unit="token" if "units" in row else "word",
+        units=tuple(Unit(*each) for each in row.get("units", words)),
         scores=tuple(scored.scores_U.tolist()),
         hidden=tuple((~scored.visible_U).tolist()),
         errors=None if errors is None else tuple(error if error == error else None for error in errors),

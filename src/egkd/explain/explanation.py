@@ -16,6 +16,8 @@ from markupsafe import Markup
 from pyarrow import feather
 from rich.text import Text
 
+from egkd.text import Kind
+
 _FOR, _AGAINST = (33, 102, 172), (178, 24, 43)  # blue and red: told apart by nearly all colour-blind readers
 
 # What would steer a terminal instead of being read: control characters (but line breaks and tabs), and those that turn the
@@ -39,6 +41,8 @@ class Explanation:
 
     text: str
     text_pair: str | None = None
+    unit: Kind = "word"
+    """What units are: words, or the model's own tokens."""
     units: tuple[Unit, ...]
     scores: tuple[float, ...]
     """One per unit, for the target; 0 where hidden."""
@@ -80,6 +84,7 @@ class Explanation:
     def from_dict(cls, values: Mapping[str, Any]) -> "Explanation":
         """Undo `to_dict`. Raises ValueError for what is no explanation."""
         names = {f.name for f in fields(cls)}
+        values = {"unit": "word"} | dict(values)  # which older files do not name
         if missing := sorted(names - set(values)):
             raise ValueError(f"this is no saved explanation: it has no {', '.join(missing)}")
         own: dict[str, Any] = {name: values[name] for name in names}
@@ -113,7 +118,7 @@ class Explanation:
         """What was explained, how, and what to be careful with."""
         notes = [f"{self.method}: for “{self.label}”"]
         if self.n_hidden:
-            notes.append(f"{self.n_hidden} of {len(self.units)} words not seen by the model (text cut)")
+            notes.append(f"{self.n_hidden} of {len(self.units)} {self.unit}s not seen by the model (text cut)")
         notes += [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.diagnostics.items()]
         return " · ".join(notes)
 
@@ -127,8 +132,8 @@ class Explanation:
             for unit, score, hidden in zip(self.units, self.scores, self.hidden, strict=True):
                 if unit.part == part:
                     yield text[end : unit.start], None, False
-                    yield text[unit.start : unit.end], score, hidden
-                    end = unit.end
+                    yield text[max(end, unit.start) : unit.end], score, hidden  # tokens of one character share it
+                    end = max(end, unit.end)
             yield text[end:], None, False
 
     def _largest(self) -> float:
@@ -170,6 +175,7 @@ _SCHEMA = pa.schema(
     [
         ("text", pa.string()),
         ("text_pair", pa.string()),
+        ("unit", pa.string()),
         ("units", pa.list_(pa.list_(pa.int32()))),
         ("words", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float64())),
