@@ -16,6 +16,7 @@ from egkd.models import observe
 from egkd.objectives import Moment, Teacher
 from egkd.objectives.published import AttributionDistillation
 from egkd.predict import encode_dataset
+from egkd.processes import mean_count
 from egkd.text import collate
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
@@ -138,7 +139,7 @@ def test_the_ad_kd_loop_takes_the_loss_of_the_ad_kd_objective(
     asked = {**inputs, "output_hidden_states": True}
     with parts.cost_loops.double_backward():
         found = parts.cost_loops.attribution_loss(student(**asked), teacher(**asked), labels_B)
-    objective, moment = AttributionDistillation(), Moment(step=0, epoch=0, tokenizer=tokenizer)
+    objective = AttributionDistillation()
     seen = {
         who: observe(model, batch, keep=("embeddings",), differentiable=True)
         for who, model in (("teacher", teacher), ("student", student))
@@ -148,6 +149,7 @@ def test_the_ad_kd_loop_takes_the_loss_of_the_ad_kd_objective(
         name: torch.nn.utils.rnn.pad_sequence([torch.as_tensor(value) for value in values], batch_first=True)
         for name, values in taught.items()
     }
+    moment = Moment(step=0, epoch=0, tokenizer=tokenizer, count=mean_count(objective.counts(lesson)))
     expected = objective.learn(seen["student"], [], batch, lesson, moment).mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
     assert found.item() > 0
