@@ -42,8 +42,7 @@ ALWAYS = Schedule()
 RARE = Schedule(share=0.15)  # of 8 examples one or two have a turn: in most steps one of two processes has none
 SIGNED: dict[str, Any] = {"attribution": "input-x-gradient"}
 CASES: dict[str, list[Objective]] = {
-    "labels": [Labels()],
-    "soft-labels": [SoftLabels()],
+    "answers": [Labels(), SoftLabels()],
     "gradient": [GradientGuide(schedule=ALWAYS)],
     "gradient-all": [GradientGuide(schedule=ALWAYS, classes="all", distance="kl")],
     "gradient-mixture": [GradientGuide(schedule=ALWAYS, classes="mixture", distance="rank", **SIGNED)],
@@ -53,10 +52,8 @@ CASES: dict[str, list[Objective]] = {
     "perturbation-coefficients": [PerturbationGuide(schedule=ALWAYS, match="coefficients")],
     "selection": [SelectionGuide(schedule=ALWAYS, complement=0.5, token_head=0.5)],
     "reasons": [Reasons()],
-    "hidden-states": [HiddenStates(projection="always")],
-    "attention-maps": [AttentionMaps(heads="mean", distance="kl")],
-    "patient-states": [PatientStates()],
-    "relations": [Relations(relation_heads=4)],
+    "layers": [HiddenStates(projection="always"), AttentionMaps(heads="mean", distance="kl"), Relations(relation_heads=4)],
+    "first-tokens": [PatientStates()],
     "ad-kd": [SoftLabels(distance="cross-entropy"), AttributionDistillation(top_dimensions=20)],
     "ad-kd-steps": [AttributionDistillation(steps=2)],
     "gkd": [SoftLabels(), GradientDistillation()],
@@ -71,7 +68,7 @@ CASES: dict[str, list[Objective]] = {
     ],
     "nothing-but-turns": [GradientGuide(schedule=RARE)],
 }
-ACCUMULATED = ("labels", "perturbation", "turns-without-counts")
+ACCUMULATED = ("perturbation", "turns-without-counts")
 CASES["turns-without-counts"] = [
     objective for objective in CASES["turns"] if not isinstance(objective, AttributionDistillation | GradientDistillation)
 ]

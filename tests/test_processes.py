@@ -103,68 +103,66 @@ def files(run: Path) -> set[str]:
     return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
 
 
-def test_a_launched_run_is_that_of_one_process_and_written_once(shop: Path, texts: list[Any], egkd: Any) -> None:
-    """The whole job, from an encoder that is fine-tuned first, on the ready config for two processes without a GPU."""
-    job = ["distill", "--teacher-init", shop / "student", "--student", "layers:1", "--guide", "gradient", *texts]
-    answer = egkd(*job, "--guide", "perturbation", *flags(1), "--out", shop / "alone" / "run")
-    assert answer.code == 0, answer.err
-    config = ROOT / "examples" / "launch" / "cpu-two-processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "egkd", *job]
-    out = shop / "launched" / "run"
-    words = [str(word) for word in [*launch, "--guide", "perturbation", *flags(2), "--out", out]]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, env=one_thread)
-    assert done.returncode == 0, done.stderr
-    for said in ("fine-tuning the teacher", "comparing teacher and student", "report: "):
-        assert done.stdout.count(said) == 1
-    alone = shop / "alone" / "run"
-    assert files(out) == files(alone)
-    assert json.loads((out / "environment.json").read_text())["processes"] == 2
-    same_losses(out / "teacher-log.jsonl", alone / "teacher-log.jsonl")
-    same_losses(out / "log.jsonl", alone / "log.jsonl")
-    found, expected = (json.loads((run / "metrics.json").read_text()) for run in (out, alone))
-    for role in ("teacher", "student"):
-        assert found[role]["scores"] == expected[role]["scores"]
-
-
-def test_commands_together(shop: Path, texts: list[Any], tmp_path: Path, egkd: Any, save: Any) -> None:
-    """Refusals, teaching, lessons, and a run whose disk was full at its end: what two processes say and leave."""
-    teacher = save(tmp_path / "teacher", layers=2)
-    learn = ["--teacher", teacher, "--student", "layers:1", "--guide", "selection", *texts]
-    distill = ["distill", *learn, *flags(2), "--out", tmp_path / "runs" / "a"]
+def test_launched_commands(shop: Path, texts: list[Any], tmp_path: Path, egkd: Any, save: Any) -> None:
+    """On the ready config for two processes without a GPU: refusals, a teacher, lessons, and a whole run that is resumed after
+    its disk was full. What both say and leave is what one would."""
+    runs = tmp_path / "runs"
+    learn = ["--teacher", save(tmp_path / "teacher", layers=2), "--student", "layers:1", *texts]
+    whole = ["distill", "--teacher-init", shop / "student", "--student", "layers:1", *texts]
+    whole += ["--guide", "gradient", "--guide", "perturbation"]
+    distill = [*whole, *flags(2), "--out", runs / "a"]
     jobs: list[dict[str, Any]] = [
         {"words": [*distill, "--set", "objectives.selektion.weight=1"]},
         {"words": ["teach", "--init", shop / "student", *texts, *flags(2), "--out", tmp_path / "taught"]},
         {"words": [*distill, "--train", tmp_path / "missing.csv"]},
-        {"words": ["lessons", "build", *learn, *flags(2), "--lessons", tmp_path / "runs" / "lessons"]},
+        {"words": ["lessons", "build", *learn, *flags(2), "--guide", "perturbation", "--lessons", runs / "lessons"]},
         {"words": distill, "failing": "egkd.pipeline.save_model"},
         {"words": distill},
-        {"words": ["lessons", "list", tmp_path / "runs" / "lessons"]},  # from here on the first forgets the others
+        {"words": ["lessons", "list", runs / "lessons"]},  # from here on the first forgets the others
     ]
     for job in jobs:
         job["words"] = [str(word) for word in job["words"]]
     (tmp_path / "jobs").write_text(json.dumps(jobs))
-    done = side_by_side(HERE / "commands.py", tmp_path / "jobs", tmp_path / "said")
-    assert [each.returncode for each in done] == [0, 0], done
+    config = ROOT / "examples" / "launch" / "cpu-two-processes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    words = [str(word) for word in (*launch, HERE / "commands.py", tmp_path / "jobs", tmp_path / "said")]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, env=one_thread)
+    assert done.returncode == 0, done.stderr
+
     first, second = (json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1))
     assert [said["code"] for said in first] == [2, 0, 2, 0, 2, 0, 0]
     assert [said["code"] for said in second] == [2, 0, 2, 0, 2, 0, 0]
     assert [said["out"] + said["err"] for said in second] == [""] * 7
-    unknown, taught, missing, built, broken, whole, listed = first
+    unknown, taught, missing, built, broken, resumed, listed = first
     for said, why in ((unknown, "selektion"), (missing, "missing.csv"), (broken, "No space left on device")):
         assert why in said["err"]
         assert said["err"].count("\n") == 1
     assert "teacher: " in taught["out"]
     assert built["out"].count("lessons: ") == 2
-    assert "holds this run already" in " ".join(whole["out"].split())
-    assert "lessons of" not in whole["out"]  # they were there
-    assert "finished" in listed["out"]
+    for line in ("holds this run already", "fine-tuning the teacher", "comparing teacher and student", "report: "):
+        assert " ".join(resumed["out"].split()).count(line) == 1
+    assert listed["out"].count("finished") == 5
 
-    alone = egkd("distill", *learn, *flags(1), "--out", tmp_path / "alone" / "a")
-    assert alone.code == 0, alone.err
-    same_losses(tmp_path / "runs" / "a" / "log.jsonl", tmp_path / "alone" / "a" / "log.jsonl")
-    assert files(tmp_path / "runs" / "a") == files(tmp_path / "alone" / "a")
+    alone = tmp_path / "alone" / "a"
+    answer = egkd(*whole, *flags(1), "--out", alone)
+    assert answer.code == 0, answer.err
+    for log in ("log.jsonl", "teacher-log.jsonl"):
+        same_losses(runs / "a" / log, alone / log)
+    assert files(runs / "a") == files(alone)
     assert files(tmp_path / "taught") >= {"config.yaml", "teacher/model.safetensors", "teacher-log.jsonl"}
+    assert json.loads((runs / "a" / "environment.json").read_text())["processes"] == 2
+    found, expected = (json.loads((run / "metrics.json").read_text()) for run in (runs / "a", alone))
+    for role in ("teacher", "student"):
+        assert found[role]["scores"] == expected[role]["scores"]
+
+
+def test_launchers_find_a_module() -> None:
+    """`-m egkd`; what processes cannot share, the first does, and the others leave."""
+    said = side_by_side("-m", "egkd", "--help")
+    assert [each.returncode for each in said] == [0, 0]
+    assert "distill" in said[0].stdout
+    assert said[1].stdout == said[1].stderr == ""
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "launch").glob("*.yaml")), ids=lambda path: path.stem)

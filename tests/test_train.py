@@ -9,8 +9,18 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from egkd.compatible import check_compatible
-from egkd.objectives import GradientGuide, Labels, Objective, PerturbationGuide, Reasons, SelectionGuide, SoftLabels
+from egkd.compatible import check_compatible, use_one_gpu
+from egkd.objectives import (
+    AttributionDistillation,
+    GradientDistillation,
+    GradientGuide,
+    Labels,
+    Objective,
+    PerturbationGuide,
+    Reasons,
+    SelectionGuide,
+    SoftLabels,
+)
 from egkd.objectives.schedule import Schedule
 from egkd.train import DistillationTrainer
 
@@ -145,6 +155,66 @@ def test_what_cannot_be_differentiated_twice_is_refused(tmp_path: Path) -> None:
         check_compatible([Labels(), GradientGuide()], settings, has_teacher=True)
     for guide in (PerturbationGuide(), GradientGuide(strategy="finite-difference")):
         check_compatible([Labels(), guide], settings, has_teacher=True)
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [GradientGuide(), GradientGuide(strategy="finite-difference"), AttributionDistillation(), GradientDistillation()],
+    ids=lambda guide: guide.name,
+)
+def test_a_static_graph_is_refused_where_it_is_wrong(tmp_path: Path, guide: Objective) -> None:
+    settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, ddp_static_graph=True)
+    with pytest.raises(ValueError, match="ddp_static_graph gives wrong gradients"):
+        check_compatible([Labels(), guide], settings, has_teacher=True)
+    check_compatible([Labels(), PerturbationGuide(), SelectionGuide(token_head=1.0)], settings, has_teacher=True)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
+def test_a_student_is_not_spread_over_processes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the arguments ask for it or the launcher alone."""
+    settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    check_compatible([Labels()], settings, has_teacher=False)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    with pytest.raises(ValueError, match=f"{name} waits for all processes at every pass.*use plain DDP"):
+        check_compatible([Labels()], settings, has_teacher=False)
+    monkeypatch.undo()
+    setattr(settings, name.lower(), "full_shard")
+    with pytest.raises(ValueError, match=f"{name} waits for all processes at every pass"):
+        check_compatible([Labels()], settings, has_teacher=False)
+
+
+def test_one_of_several_gpus_is_used_where_no_launcher_shares_them(run: Any, tmp_path: Path) -> None:
+    settings, said = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), []
+    settings._n_gpu = 4
+    use_one_gpu(settings, said.append)
+    assert settings.n_gpu == 1
+    assert said == ["4 GPUs are there and one is used; torchrun --nproc-per-node 4 -m egkd … uses all"]
+    use_one_gpu(settings, said.append)
+    assert len(said) == 1
+
+
+def test_examples_come_in_the_same_order_whatever_was_drawn_before(run: Any) -> None:
+    """Batches of similar length: every epoch all examples, each epoch in its own order, in a resumed run in the same."""
+    epochs = []
+    for draws in (0, 7):
+        trainer = run([Labels()], trained=False, rows=24, train_sampling_strategy="group_by_length", num_train_epochs=2)
+        torch.rand(draws)  # what dropout uses up
+        loader = trainer.get_train_dataloader()
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)
+            epochs.append([batch["idx"].tolist() for batch in loader])
+    assert epochs[:2] == epochs[2:]
+    assert epochs[0] != epochs[1]
+    for batches in epochs:
+        assert sorted(idx for batch in batches for idx in batch) == list(range(24))
+
+
+def test_a_run_resumed_in_its_second_epoch_learns_from_the_same_batches(run: Any) -> None:
+    length = {"train_sampling_strategy": "group_by_length", "dropout": 0.1, "max_steps": 6}  # two steps an epoch
+    saving = length | {"save_strategy": "steps", "save_steps": 3}
+    whole, stopped, resumed = run([Labels()], **length), run([Labels()], **saving), run([Labels()], trained=False, **saving)
+    resumed.train(resume_from_checkpoint=f"{stopped.args.output_dir}/checkpoint-3")
+    assert torch.equal(weights(whole), weights(resumed))
 
 
 def test_objectives_that_cannot_work_are_refused(tmp_path: Path) -> None:
