@@ -10,6 +10,7 @@ estimates of the same thing are also compared at equal error: the ratio of times
 
 import argparse
 import cProfile
+import itertools
 import platform
 import pstats
 import resource
@@ -32,6 +33,9 @@ from transformers.utils import logging
 
 from egkd.explain import Explainer, KernelShap, Lime, ShapleySampling
 from egkd.runs import write_json
+
+
+LEAST_SECONDS, MOST_TURNS = 10.0, 25  # what is short takes more turns, for a moment's noise weighs more in it
 
 
 def main() -> None:
@@ -71,7 +75,8 @@ def main() -> None:
         "torch": torch.__version__,
     }
     contests = _contests(settings, samples, sizes, arguments.only)
-    results = measure(contests, run, arguments.json, again=arguments.again)
+    patience = 0.0 if arguments.quick else LEAST_SECONDS
+    results = measure(contests, run, arguments.json, again=arguments.again, patience=patience)
     console.print(_table(results))
     for line in _memory(settings[0], samples // 16 * 2):
         console.print(line)
@@ -79,16 +84,18 @@ def main() -> None:
         explain_page.write(arguments.json)
 
 
-def measure(contests: Iterable[Contest], run: dict[str, Any], path: Path | None, *, again: bool) -> list[dict[str, Any]]:
+def measure(
+    contests: Iterable[Contest], run: dict[str, Any], path: Path | None, *, again: bool, patience: float = 0.0
+) -> list[dict[str, Any]]:
     """Results of these contests, in `path` after each. What `path` holds of the same run is kept: other contests of it, and
-    unless `again` also these, which then are not held."""
+    unless `again` also these, which then are not held. Turns go on for `patience` seconds where they are short."""
     kept = [] if path is None else [one for one in explain_page.load(path) if one["run"] == run]
     found = {_place(one): one for one in kept}
     shown = []
     for contest in contests:
         place = (contest.method, contest.against, contest.texts)
         if again or place not in found:
-            found[place] = {**_compare(contest, run["turns"]), "run": run}
+            found[place] = {**_compare(contest, run["turns"], patience), "run": run}
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, list(found.values()))
@@ -107,10 +114,12 @@ def _contests(settings: Sequence[Setting], samples: int, sizes: Sequence[int], o
                 yield from (c for c in contests(setting, samples, sizes) if only in f"{c.method} {c.against}")
 
 
-def _compare(contest: Contest, turns: int) -> dict[str, Any]:
+def _compare(contest: Contest, turns: int, patience: float) -> dict[str, Any]:
     runs: tuple[list[Scores], list[Scores]] = ([contest.ours(0)], [contest.theirs(0)])  # once before time is taken
     seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(1, turns + 1):
+    for turn in itertools.count(1):
+        if turn > turns and (turn > MOST_TURNS or sum(map(sum, seconds)) >= patience):
+            break
         for side, run in enumerate((contest.ours, contest.theirs)):
             start = time.perf_counter()
             runs[side].append(run(turn))
