@@ -217,6 +217,15 @@ def test_a_run_resumed_in_its_second_epoch_learns_from_the_same_batches(run: Any
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_finite_differences_stay_in_full_precision(run: Any) -> None:
+    """A difference divided by a small step says nothing in bfloat16, whichever way mixed precision got into the model."""
+    guide = GradientGuide(strategy="finite-difference", schedule=ALWAYS, distance="mse")
+    settings = {"optim": "sgd", "learning_rate": 1e-3, "max_steps": 2, "max_grad_norm": 0.0}
+    before = weights(run([guide], trained=False))
+    whole, mixed = (weights(run([guide], bf16=bf16, **settings)) - before for bf16 in (False, True))
+    assert torch.cosine_similarity(whole, mixed, dim=0) > 0.95
+
+
 def test_objectives_that_cannot_work_are_refused(tmp_path: Path) -> None:
     settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="need a teacher"):

@@ -38,6 +38,8 @@ class Seen:
     at: Callable[[Tensor], Tensor] | None = None
     """The logits of the same pass, with the same dropout, at other embeddings [B, T, D], in full precision; comes with
     `embeddings_BTD`."""
+    mixed: bool = False
+    """Whether this pass was in mixed precision, unlike those of `at`."""
 
 
 def embedding_layer(model: nn.Module) -> nn.Module:
@@ -217,7 +219,7 @@ def observe(
 
     def at(embeddings_BTD: Tensor) -> Tensor:
         device = batch["input_ids"].device
-        with _same_dropout(random, device), torch.autocast(device.type, enabled=False):
+        with _same_dropout(random, device), _full_precision(model, device):
             return observe(model, batch, replace_BTD=embeddings_BTD).logits_BC
 
     return Seen(
@@ -227,6 +229,7 @@ def observe(
         attentions=tuple(out.attentions) if "attentions" in keep else None,
         projections=tuple(projections) if "projections" in keep else None,
         at=at if embeddings else None,
+        mixed=torch.is_autocast_enabled(batch["input_ids"].device.type) or _accelerated(model) is not None,
     )
 
 
@@ -245,6 +248,27 @@ def _same_dropout(random: tuple[Tensor, Tensor | None] | None, device: torch.dev
         if random[1] is not None:
             torch.cuda.set_rng_state(random[1], device)
         yield
+
+
+@contextmanager
+def _full_precision(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """While open, passes are in full precision, also those of a model into whose `forward` accelerate has put autocast."""
+    own: Any = unwrapped(model)
+    plain = _accelerated(model)
+    mixed = own.forward
+    if plain is not None:
+        own.forward = plain
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if plain is not None:
+            own.forward = mixed
+
+
+def _accelerated(model: nn.Module) -> Any:
+    """The `forward` that accelerate found when it put autocast there; None where it did not."""
+    return vars(unwrapped(model)).get("_original_forward")
 
 
 def set_dropout(model: nn.Module, share: float) -> None:

@@ -228,4 +228,4 @@ def _here(seen: Seen) -> Tensor:
     that there both come from full precision, for one more pass."""
     assert seen.at is not None
     assert seen.embeddings_BTD is not None
-    return seen.at(seen.embeddings_BTD) if torch.is_autocast_enabled(seen.logits_BC.device.type) else seen.logits_BC
+    return seen.at(seen.embeddings_BTD) if seen.mixed else seen.logits_BC
