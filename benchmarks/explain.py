@@ -34,7 +34,6 @@ from transformers.utils import logging
 from egkd.explain import Explainer, KernelShap, Lime, ShapleySampling
 from egkd.runs import write_json
 
-
 LEAST_SECONDS, MOST_TURNS = 10.0, 25  # what is short takes more turns, for a moment's noise weighs more in it
 
 

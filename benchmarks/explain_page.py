@@ -37,7 +37,8 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
     aims = [result for result in results if target(result) is not None]
     met = sum(map(_reached, aims))
     conditions = f"{run['model']}, {run['threads']} threads ({run['machine']}), PyTorch {run['torch']}"
-    parts = [f"{conditions}; medians of at least {run['turns']} turns. {met} of {len(aims)} comparisons reach their target, in bold."]
+    told = f"medians of at least {run['turns']} turns. {met} of {len(aims)} comparisons reach their target, in bold."
+    parts = [f"{conditions}; {told}"]
     for texts in dict.fromkeys(result["texts"] for result in results):
         parts += [f"### {texts} texts", _table([result for result in results if result["texts"] == texts])]
     return "\n\n".join(parts)
