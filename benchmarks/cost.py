@@ -59,6 +59,7 @@ STRATEGIES = (
     Strategy("perturbation", "1 of 4, a third", {"perturbation": MASKS | {"masks_per_step": 1} | THIRD}),
     Strategy("perturbation", "LIME's scores, every 10th step", {"perturbation": MASKS | {"match": "coefficients"} | TENTH}),
     Strategy("selection", "whole length", {"selection": WHOLE}, exact=True),
+    Strategy("selection", "whole length, every 4th step", {"selection": WHOLE | FOURTH}),
     Strategy("selection", "gathered", {"selection": GATHER}),
     Strategy("selection", "gathered, every 4th step", {"selection": GATHER | FOURTH}),
     Strategy("all three", "exact", {"gradient": EXACT, "perturbation": MASKS, "selection": WHOLE}, exact=True),

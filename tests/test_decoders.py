@@ -420,8 +420,8 @@ def test_masking_is_refused_before_anything_is_done(shop: Path, kept: Any) -> No
     data = {"train": str(shop / "train.csv"), "eval": str(shop / "dev.csv")}
     settings = {"teacher": str(kept("llama", starts=True)), "student": str(shop / "bert"), "data": data, "max_length": 48}
     for guide in ("perturbation", "selection"):
-        with pytest.raises(ValueError, match=rf"objectives.{guide}.operator is 'mask', .* set it to delete or attention"):
-            distill(resolve(settings | {"objectives": {guide: {"operator": "mask"}}}), shop / "refused")
+        with pytest.raises(ValueError, match=rf"objectives.{guide}.operator is 'mask', .* set it to delete, gather"):
+            distill(resolve(settings | {"objectives": {guide: {}}}), shop / "refused")
     assert not (shop / "refused").exists()
 
 

@@ -53,7 +53,7 @@ def test_a_lesson_tells_the_rationale_the_rest_and_what_the_teacher_says_of_both
     assert not (lesson["keep"] & lesson["rest"]).any()
     plain = observe(teacher.model, batch).logits_BC
     for part, words in enumerate(("keep", "rest")):
-        logits = observe(teacher.model, perturb(batch, lesson[words], "gather", teacher.tokenizer)).logits_BC
+        logits = observe(teacher.model, perturb(batch, lesson[words], "mask", teacher.tokenizer)).logits_BC
         torch.testing.assert_close(lesson["outputs"][:, part], logits)
     target = plain.argmax(1)
     moved = (log_odds(plain, target) - log_odds(lesson["outputs"][:, 1], target)).abs() / SCALE
@@ -72,7 +72,7 @@ def test_a_lesson_is_the_same_whatever_the_batch(teacher: Teacher, batch: Any) -
 
 
 def test_the_students_passes_are_as_long_as_what_is_kept(teacher: Teacher, batch: Any, tokenizer: Any) -> None:
-    guide = SelectionGuide(complement=1.0)
+    guide = SelectionGuide(complement=1.0, operator="gather")
     lesson = taught(guide, teacher, batch)
     part, rest = guide.copies(batch, lesson, moment(tokenizer))
     assert batch["input_ids"].shape[1] == 13
@@ -90,7 +90,7 @@ def test_gathered_words_are_words_whose_neighbours_are_hidden(
 ) -> None:
     """The short pass says what a pass of full length says when it attends to the rationale alone."""
     student, found = tiny_bert(seed=1), []
-    lesson = taught(SelectionGuide(complement=0.5), teacher, batch)
+    lesson = taught(SelectionGuide(complement=0.5, operator="gather"), teacher, batch)
     for operator in ("gather", "attention"):
         guide = SelectionGuide(complement=0.5, operator=operator)  # type: ignore[arg-type]
         copies = [observe(student, copy) for copy in guide.copies(batch, lesson, moment(tokenizer))]

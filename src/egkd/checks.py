@@ -139,7 +139,7 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
 def _check_unmasked(where: str, settings: Mapping[str, Any], model: str) -> None:
     if settings.get("operator") == "mask":
         raise ValueError(
-            f"{where}.operator is 'mask', the tokenizer of {model} has no mask token; set it to delete or attention"
+            f"{where}.operator is 'mask', the tokenizer of {model} has no mask token; set it to delete, gather or attention"
         )
 
 

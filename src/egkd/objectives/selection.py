@@ -31,8 +31,8 @@ class SelectionGuide(Objective):
     prediction: the rationale. From it alone the student must say what the teacher says (sufficiency). With `complement`
     it must also say what the teacher says of the rest, which is little or the contrary (comprehensiveness). With `token_head`
     a head on its last hidden states must tell the rationale's words from the others. Cost: training the selector and three
-    teacher passes once; at each step one more student pass over the `rate` of the words that are kept, with `complement`
-    another over the others; next to nothing for the head.
+    teacher passes once; each time an example is paid for one more student pass, with `complement` two, and next to nothing
+    for the head.
 
     Source: rationales as AREC (Jiang et al. 2021) has them, few features that keep the prediction; amortised as in L2X
     (Chen et al. 2018) and DiffMask (De Cao et al. 2020). The losses are ours.
@@ -53,8 +53,8 @@ class SelectionGuide(Objective):
     """Share of the words that the rationale keeps."""
     selector: Literal["l2x", "hard-concrete", "diffmask"] = "l2x"
     """What holds the rationale small while the selector is trained, see `SelectorSettings`."""
-    operator: Operator = "gather"
-    """What leaving words out does, see `text.perturb`: by default what is left is all that is read, in its old places."""
+    operator: Operator = "mask"
+    """What leaving words out does, see `text.perturb`. The selector was trained with mask tokens."""
     distance: Distance = "log-odds"
     """How outputs are compared, see `outputs_distance`."""
     temperature: float = Field(default=2.0, gt=0)
