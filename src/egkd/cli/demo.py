@@ -14,7 +14,7 @@ SETTINGS: dict[str, Any] = {
     "max_length": 64,
 }
 TEACH: dict[str, Any] = {"num_train_epochs": 2}
-GUIDED: dict[str, Any] = {"perturbation": {"masks": 2}}
+GUIDED: dict[str, Any] = {"perturbation": {"schedule": {"every": 1}}}  # a demo is short: its guide is there at every step
 
 
 def demo(
