@@ -19,7 +19,13 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+)
 
 GOOD = ("great", "lovely", "funny", "wonderful", "touching", "brilliant")
 BAD = ("awful", "boring", "dull", "terrible", "clumsy", "painful")
@@ -122,6 +128,31 @@ def tiny_data() -> Dataset:
     """96 short reviews, `text` and `label` (0 negative, 1 positive), in a fixed random order. One adjective decides."""
     texts, labels = zip(*_sentences(), strict=True)
     return Dataset.from_dict({"text": list(texts), "label": list(labels)})
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerFast, tiny_data: Dataset) -> Callable[..., Any]:
+    """Train a tiny student of a tiny teacher for a few steps; each call in a folder of its own, lessons shared."""
+    from egkd.train import DistillationTrainer
+
+    def train(objectives: Sequence[Any] | None, *, rows: int = 16, trained: bool = True, **arguments: Any) -> Any:
+        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        settings: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "seed": 0}
+        settings |= {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
+        trainer = DistillationTrainer(
+            tiny_bert(layers=2, seed=1, dropout=arguments.pop("dropout", 0.0)),
+            TrainingArguments(output_dir=str(folder), **(settings | arguments)),
+            teacher=tiny_bert(layers=4, seed=0),
+            objectives=objectives,
+            train_dataset=tiny_data.select(range(rows)),
+            processing_class=tokenizer,
+            lessons_dir=tmp_path / "lessons",
+        )
+        if trained:
+            trainer.train()
+        return trainer
+
+    return train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as their_logging
 
 from egkd.explain import EXPLAINERS, explain, explainer_from_name, score_dataset
@@ -29,30 +28,6 @@ from egkd.train import DistillationTrainer
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
 DOCS = Path(__file__).parents[1] / "docs" / "objectives.md"
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_bert: Any, tokenizer: Any, tiny_data: Dataset) -> Callable[..., DistillationTrainer]:
-    """Train a tiny student of a tiny teacher for a few steps; each call in a folder of its own, lessons shared."""
-
-    def train(objectives: list[Any], *, rows: int = 16, trained: bool = True, **arguments: Any) -> DistillationTrainer:
-        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        settings: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "seed": 0}
-        settings |= {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
-        trainer = DistillationTrainer(
-            tiny_bert(layers=2, seed=1, dropout=arguments.pop("dropout", 0.0)),
-            TrainingArguments(output_dir=str(folder), **(settings | arguments)),
-            teacher=tiny_bert(layers=4, seed=0),
-            objectives=objectives,
-            train_dataset=tiny_data.select(range(rows)),
-            processing_class=tokenizer,
-            lessons_dir=tmp_path / "lessons",
-        )
-        if trained:
-            trainer.train()
-        return trainer
-
-    return train
 
 
 def weights(trainer: DistillationTrainer, *, head: bool = True) -> Tensor:

@@ -1,12 +1,10 @@
 """The loop: invariants that hold whatever is learnt."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import TrainingArguments
 
 from egkd.compatible import check_compatible, use_one_gpu
@@ -35,39 +33,6 @@ GUIDES = [
     Reasons(),
     Reasons(detach=True, schedule=SOME),
 ]
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_bert: Any, tokenizer: Any, tiny_data: Dataset) -> Callable[..., DistillationTrainer]:
-    """Train a tiny student of a tiny teacher for a few steps; each call in a folder of its own, lessons shared."""
-
-    def train(objectives: Sequence[Objective] | None, *, rows: int = 16, trained: bool = True, **arguments: Any) -> Any:
-        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        settings: dict[str, Any] = {
-            "max_steps": 4,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "use_cpu": True,
-            "seed": 0,
-        }
-        trainer = DistillationTrainer(
-            tiny_bert(layers=2, seed=1, dropout=arguments.pop("dropout", 0.0)),
-            TrainingArguments(output_dir=str(folder), **(settings | arguments)),
-            teacher=tiny_bert(layers=4, seed=0),
-            objectives=objectives,
-            train_dataset=tiny_data.select(range(rows)),
-            processing_class=tokenizer,
-            lessons_dir=tmp_path / "lessons",
-        )
-        if trained:
-            trainer.train()
-        return trainer
-
-    return train
 
 
 def weights(trainer: DistillationTrainer) -> torch.Tensor:
