@@ -28,7 +28,7 @@ On the command line: `egkd explain "a truly wonderful film" --model my-classifie
 Scores are for the log odds of one class, the predicted one unless another is asked for; for the output itself in
 regression. Words are found by their place in the raw text, so two models with different tokenizers score the same words.
 Special tokens and padding have no score; words that were cut off are marked, never dropped. A word's score is the sum
-of its tokens' where a method adds up, and a word is taken away as a whole; `unit="token"` scores the model's own tokens instead.
+of its tokens' where a method adds up, and a word is taken away as a whole; `unit="token"` scores the model's own tokens.
 """
 
 _ADVICE = (
