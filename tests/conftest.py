@@ -135,12 +135,14 @@ def run(tmp_path: Path, tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerFast,
     """Train a tiny student of a tiny teacher for a few steps; each call in a folder of its own, lessons shared."""
     from egkd.train import DistillationTrainer
 
-    def train(objectives: Sequence[Any] | None, *, rows: int = 16, trained: bool = True, **arguments: Any) -> Any:
+    def train(
+        objectives: Sequence[Any] | None, *, rows: int = 16, trained: bool = True, width: int = 32, **arguments: Any
+    ) -> Any:
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         settings: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "seed": 0}
         settings |= {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
         trainer = DistillationTrainer(
-            tiny_bert(layers=2, seed=1, dropout=arguments.pop("dropout", 0.0)),
+            tiny_bert(layers=2, width=width, seed=1, dropout=arguments.pop("dropout", 0.0)),
             TrainingArguments(output_dir=str(folder), **(settings | arguments)),
             teacher=tiny_bert(layers=4, seed=0),
             objectives=objectives,
@@ -153,6 +155,29 @@ def run(tmp_path: Path, tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerFast,
         return trainer
 
     return train
+
+
+@pytest.fixture(scope="session")
+def here() -> type:
+    """How an experiment's job is started in this process instead of one of its own; it is over when it has begun."""
+
+    class Here:
+        def __init__(self, job: Any, log: Path, threads: int) -> None:
+            from egkd.experiments.work import do
+
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as said, contextlib.redirect_stdout(said):
+                self._code = do(job.verb, job.folder)
+
+        def poll(self) -> int | None:
+            return self._code
+
+        def stop(self) -> None:
+            raise AssertionError("it is over")
+
+        end = stop
+
+    return Here
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """`egkd glue` from outside: a grid from flags and from a file, what it says, and its exit codes."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,13 @@ from datasets import Dataset
 
 from egkd.cli.progress import duration
 from egkd.experiments.planning import Job
-from egkd.experiments.work import do
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
 
 
-class Here:
-    """A job in this process, over when it has begun."""
-
-    def __init__(self, job: Job, log: Path, threads: int) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as said, contextlib.redirect_stdout(said):
-            self._code = do(job.verb, job.folder)
-
-    def poll(self) -> int | None:
-        return self._code
-
-
 @pytest.fixture(autouse=True)
-def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("egkd.experiments.running.Subprocess", Here)
+def _no_processes(monkeypatch: pytest.MonkeyPatch, here: Any) -> None:
+    monkeypatch.setattr("egkd.experiments.running.Subprocess", here)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +110,10 @@ def test_flags_add_to_a_file(egkd: Any, shop: Path, tmp_path: Path) -> None:
     assert list(kept["methods"]) == ["labels", "plain", "perturbation", "plain+minilm", "tinybert"]
 
 
-def test_a_failed_cell_is_told_at_the_end(egkd: Any, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(Here):
+def test_a_failed_cell_is_told_at_the_end(
+    egkd: Any, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Any
+) -> None:
+    class Broken(here):
         def __init__(self, job: Job, log: Path, threads: int) -> None:
             if job.config.student == "layers:1":
                 log.parent.mkdir(parents=True)
@@ -141,7 +129,7 @@ def test_a_failed_cell_is_told_at_the_end(egkd: Any, shop: Path, tmp_path: Path,
     assert "failed: few/cut/plain/0: CUDA is [out of] memory" in answer.out
     assert "1 failed; the same command tries them again" in answer.out
     assert cells(tmp_path / "out") == ["few/mine/plain/0"]
-    monkeypatch.setattr("egkd.experiments.running.Subprocess", Here)
+    monkeypatch.setattr("egkd.experiments.running.Subprocess", here)
     assert egkd("glue", *asked).code == 0
     assert cells(tmp_path / "out") == ["few/cut/plain/0", "few/mine/plain/0"]
 

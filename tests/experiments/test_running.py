@@ -1,6 +1,5 @@
 """An experiment, run: to the end, again, killed in the middle, side by side, and with a cell that fails."""
 
-import contextlib
 import json
 import shutil
 import time
@@ -18,27 +17,9 @@ from egkd.experiments.grid import GridConfig
 from egkd.experiments.planning import Job, plan
 from egkd.experiments.processes import Subprocess
 from egkd.experiments.running import Standing, run
-from egkd.experiments.work import do
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
 CELLS = [f"{task}/small/{method}/{seed}" for task in ("few", "more") for seed in (0, 1) for method in ("plain", "perturbation")]
-
-
-class Here:
-    """A job in this process, over when it has begun."""
-
-    def __init__(self, job: Job, log: Path, threads: int) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as said, contextlib.redirect_stdout(said):
-            self._code = do(job.verb, job.folder)
-
-    def poll(self) -> int | None:
-        return self._code
-
-    def stop(self) -> None:
-        raise AssertionError("it is over")
-
-    end = stop
 
 
 def never(*_: Any, **__: Any) -> Any:
@@ -83,13 +64,13 @@ def grid(shop: Path) -> Callable[..., GridConfig]:
 
 
 @pytest.fixture(scope="module")
-def whole(grid: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
+def whole(here: Any, grid: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
     """An experiment that nobody interrupted; which jobs were begun, and what was told."""
     out, begun, told = tmp_path_factory.mktemp("whole") / "out", [], []
 
-    def start(job: Job, log: Path, threads: int) -> Here:
+    def start(job: Job, log: Path, threads: int) -> Any:
         begun.append(job.name)
-        return Here(job, log, threads)
+        return here(job, log, threads)
 
     assert run(grid(), out, tell=told.append, start=start) == {}
     return out, begun, told
@@ -146,13 +127,13 @@ def test_an_experiment_that_was_moved_is_the_same(whole: Any, grid: Any, tmp_pat
     assert run(grid(), tmp_path / "elsewhere", tell=never, start=never) == {}
 
 
-def test_an_experiment_may_grow_and_remembers_what_it_was(whole: Any, grid: Any, tmp_path: Path) -> None:
+def test_an_experiment_may_grow_and_remembers_what_it_was(here: Any, whole: Any, grid: Any, tmp_path: Path) -> None:
     out, begun = tmp_path / "out", []
     shutil.copytree(whole[0], out)
 
-    def start(job: Job, log: Path, threads: int) -> Here:
+    def start(job: Job, log: Path, threads: int) -> Any:
         begun.append(job.name)
-        return Here(job, log, threads)
+        return here(job, log, threads)
 
     few = grid().model_copy(update={"tasks": {"few": grid().tasks["few"]}})
     assert run(few.model_copy(update={"methods": {"labels": {}}}), out, tell=str, start=start) == {}
@@ -175,7 +156,7 @@ def test_what_was_run_cannot_become_something_else(whole: Any, grid: Any) -> Non
 
 
 def test_a_killed_cell_goes_on_and_processes_side_by_side_find_the_same(
-    whole: Any, grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Any, whole: Any, grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -206,14 +187,14 @@ def test_a_killed_cell_goes_on_and_processes_side_by_side_find_the_same(
         "training_step",
         lambda self, *rest, **named: taken.append(self.state.global_step) or step(self, *rest, **named),
     )
-    assert run(few, out, tell=str, start=Here) == {}
+    assert run(few, out, tell=str, start=here) == {}
     assert taken == [2, 3]  # of this cell alone, from its checkpoint on
     assert json.loads((out / "cells" / victim / "training.json").read_text())["seconds"] > 1e6
     assert {cell: figures(out, cell) for cell in CELLS[:4]} == {cell: figures(whole[0], cell) for cell in CELLS[:4]}
     assert contents(out / "cells" / victim / "student") == contents(whole[0] / "cells" / victim / "student")
 
 
-def test_what_fails_is_told_stops_nobody_and_is_tried_again(whole: Any, grid: Any, tmp_path: Path) -> None:
+def test_what_fails_is_told_stops_nobody_and_is_tried_again(here: Any, whole: Any, grid: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole[0], out)
     for cell in (CELLS[2], CELLS[3]):
@@ -222,7 +203,7 @@ def test_what_fails_is_told_stops_nobody_and_is_tried_again(whole: Any, grid: An
     def start(job: Job, log: Path, threads: int) -> Any:
         if job.name == CELLS[2]:
             (job.folder / "config.yaml").write_text("teacher: [")
-        return Here(job, log, threads)
+        return here(job, log, threads)
 
     told: list[str] = []
     standings: list[Standing] = []
@@ -233,7 +214,7 @@ def test_what_fails_is_told_stops_nobody_and_is_tried_again(whole: Any, grid: An
     last = standings[-1]
     assert (last.done, last.failed, last.left, last.total, last.running) == (7, 1, 0, 8, ())
     (out / "cells" / CELLS[2] / "config.yaml").unlink()
-    assert run(grid(), out, tell=str, start=Here) == {}
+    assert run(grid(), out, tell=str, start=here) == {}
     assert figures(out, CELLS[2]) == figures(whole[0], CELLS[2])
 
 
