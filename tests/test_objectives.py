@@ -85,11 +85,13 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
             GradientGuide(),
             GradientGuide(attribution="input-x-gradient"),
             PerturbationGuide(masks=2),
+            PerturbationGuide(masks=2, operator="replace"),
             SelectionGuide(),
         ):
             prepared = objective.prepare(Teacher(model=model, tokenizer=tokenizer), encoded, tmp_path)
             taught = objective.teach(Teacher(model=model, tokenizer=tokenizer, prepared=prepared), batch, view)
             lesson = {name: stack([np.asarray(value) for value in values]) for name, values in taught.items()}
-            copies = [observe(model, copy) for copy in objective.copies(batch, lesson, moment)]
-            losses = objective.learn(view, copies, batch, lesson, moment)
+            opened = objective.opened(tmp_path, tokenizer)
+            copies = [observe(model, copy) for copy in opened.copies(batch, lesson, moment)]
+            losses = opened.learn(view, copies, batch, lesson, moment)
             torch.testing.assert_close(losses, torch.zeros(6), atol=1e-5, rtol=0)

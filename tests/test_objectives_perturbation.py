@@ -17,7 +17,7 @@ from egkd.lessons import stack
 from egkd.models import Seen, frozen, log_odds, observe
 from egkd.objectives import Moment, PerturbationGuide, Teacher
 from egkd.objectives.coefficients import all_coalitions, coefficients_of, shapley_weights
-from egkd.objectives.perturbation import draw_masks, outputs_distance, turn_order
+from egkd.objectives.perturbation import Prepared, draw_masks, outputs_distance, turn_order
 from egkd.objectives.schedule import Schedule
 from egkd.predict import encode_dataset
 from egkd.text import collate, perturb
@@ -31,7 +31,8 @@ def batch_of(data: Dataset, tokenizer: Any) -> dict[str, torch.Tensor]:
 def lesson_of(guide: Any, model: Any, tokenizer: Any, batch: Any, scale: float = 1.0, half: bool = False) -> Any:
     """What the teacher shows, as it comes back from disk (there as float16, if `half`)."""
     with frozen(model):
-        taught = guide.teach(Teacher(model=model, tokenizer=tokenizer, prepared=scale), batch, observe(model, batch))
+        teacher = Teacher(model=model, tokenizer=tokenizer, prepared=Prepared(scale, None))
+        taught = guide.teach(teacher, batch, observe(model, batch))
     values = {name: [np.asarray(value) for value in column] for name, column in taught.items()}
     if half:
         values = {n: [v if v.dtype == np.bool_ else v.astype(np.float16) for v in column] for n, column in values.items()}

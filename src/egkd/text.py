@@ -206,14 +206,22 @@ def perturb(batch: Batch, keep_BU: Tensor, operator: Operator, tokenizer: PreTra
     else:
         if operator == "gather":
             copy.setdefault("position_ids", _places(copy["input_ids"]))
-        order_BT = (~(keep_BT & copy["attention_mask"].bool())).to(torch.uint8).argsort(dim=1, stable=True)
-        kept_B = (keep_BT & copy["attention_mask"].bool()).sum(1)
-        longest = max(1, int(kept_B.max()))
-        for name in (*MODEL_INPUTS, "unit_ids"):
-            if name in copy:
-                fill = _PADDING.get(name, tokenizer.pad_token_id or 0)
-                gone_BT = torch.arange(longest, device=kept_B.device) >= kept_B[:, None]
-                copy[name] = copy[name].gather(1, order_BT[:, :longest]).masked_fill(gone_BT, fill)
+        return keep_tokens(copy, keep_BT, tokenizer)
+    return _with_something(copy, tokenizer)
+
+
+def keep_tokens(batch: Batch, keep_BT: Tensor, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """The batch without the tokens outside `keep_BT` (bool [B, T]), gaps closed: a model's inputs, `unit_ids`, `n_units`."""
+    copy = {name: batch[name] for name in (*MODEL_INPUTS, "unit_ids", "n_units") if name in batch}
+    kept_BT = keep_BT & copy["attention_mask"].bool()
+    order_BT = (~kept_BT).to(torch.uint8).argsort(dim=1, stable=True)
+    kept_B = kept_BT.sum(1)
+    longest = max(1, int(kept_B.max()))
+    gone_BT = torch.arange(longest, device=kept_B.device) >= kept_B[:, None]
+    for name in (*MODEL_INPUTS, "unit_ids"):
+        if name in copy:
+            fill = _PADDING.get(name, tokenizer.pad_token_id or 0)
+            copy[name] = copy[name].gather(1, order_BT[:, :longest]).masked_fill(gone_BT, fill)
     return _with_something(copy, tokenizer)
 
 

@@ -128,6 +128,10 @@ class DistillationTrainer(Trainer):
                     progress=progress,
                     tell=tell,
                 )
+                self.objectives = [
+                    each.opened(lessons[each.key].folder, processing_class) if each.key in lessons else each
+                    for each in self.objectives
+                ]
             train_dataset = encoded.add_column("idx", np.arange(len(encoded)))
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: encode_dataset(rows, processing_class, max_length) for name, rows in eval_dataset.items()}

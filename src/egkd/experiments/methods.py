@@ -17,6 +17,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradient": {"objectives": {"gradient": {}}},
     "perturbation": {"objectives": {"perturbation": {}}},
     "selection": {"objectives": {"selection": {}}},
+    "replacement": {"objectives": {"perturbation": {"operator": "replace", "schedule": {"every": 1}}}},
     "all": {"objectives": {"gradient": {}, "perturbation": {}, "selection": {}}},
 }
 """What each learns beside gold and soft labels, which `plain` has alone; `a+b` is both at once.
@@ -26,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
 - `pkd` (Sun et al. 2019), `tinybert` (Jiao et al. 2020: states and attention), `minilm` (Wang et al. 2021): the insides
 - `ad-kd` (Wu et al. 2023), `gkd` (Wang et al. 2022): published gradient methods, with their authors' weights
 - `gradient`, `perturbation`, `selection`, `all`: the guides
+- `replacement`: `perturbation` with other words instead of masks, at every step
 """
 
 

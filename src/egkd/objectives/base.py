@@ -129,6 +129,11 @@ class Objective(BaseModel, ABC):
         example) tells how strong the explanation is, for `Schedule.choose`.
         """
 
+    def opened(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """This objective once its lesson is there, in `folder`, for a student with this tokenizer: what `prepare` kept that is
+        needed to learn, too. Itself by default."""
+        return self
+
     def head(self, student: nn.Module, lesson: Lesson) -> nn.Module | None:
         """What has to be trained beside the student (a token head, projections); `lesson` is that of one example.
 

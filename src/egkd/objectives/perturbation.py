@@ -7,16 +7,18 @@ C classes.
 import hashlib
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from datasets import Dataset
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from egkd.models import Seen, log_odds, observe
+from egkd.objectives.background import Background, background_words
 from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher, cut
 from egkd.objectives.coefficients import Floats, Kernel, Masks, Sizes, all_coalitions, coefficients_of
 from egkd.objectives.draws import drawn, numbers_of
@@ -27,6 +29,15 @@ from egkd.text import SPECIAL, Batch, Operator, perturb, visible_units, width
 
 Distance = Literal["log-odds", "kl"]
 SCALE_ROWS = 256  # examples from which the teacher's scale is estimated
+_KEY = 2048  # lessons hold whole numbers below it
+
+
+class Prepared(NamedTuple):
+    """What is there before the first batch is taught."""
+
+    scale: float
+    background: Background | None
+    """The words that `replace` draws from."""
 
 
 def outputs_distance(
@@ -133,8 +144,9 @@ class PerturbationGuide(Objective):
     """Masks the student sees of each example each time."""
     sizes: Sizes = "mixed"
     """How many units a mask removes, see `draw_masks`."""
-    operator: Operator = "mask"
-    """What removing does, see `text.perturb`."""
+    operator: Operator | Literal["replace"] = "mask"
+    """What removing does, see `text.perturb`; `replace` puts other words of the texts in the place of those removed, see
+    `Background`."""
     match: Literal["outputs", "coefficients"] = "outputs"
     """What the loss is the squared error of: the outputs, each for itself, or the scores of an explanation made of them."""
     kernel: Kernel = "lime"
@@ -146,7 +158,9 @@ class PerturbationGuide(Objective):
     temperature: float = Field(default=2.0, gt=0)
     """Softens both predictions in `kl`."""
     seed: int = 0
-    """Of the masks."""
+    """Of the masks, and of the words that replace others."""
+
+    _background: Background | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _possible(self) -> "PerturbationGuide":
@@ -158,35 +172,68 @@ class PerturbationGuide(Objective):
             raise ValueError(f"coefficients are linear in log odds, distance is {self.distance!r}; set it to 'log-odds'")
         return self
 
-    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> float:
-        """The teacher's scale."""
-        return teacher_scale(teacher, dataset)
+    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Prepared:
+        """The teacher's scale, and the words that replace others, kept in the lesson's folder."""
+        background = None
+        if self.operator == "replace":
+            background = Background.of(background_words(teacher.tokenizer, dataset), teacher.tokenizer)
+            background.save(folder)
+        return Prepared(teacher_scale(teacher, dataset), background)
+
+    def opened(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Itself, with the words that replace others as the student writes them."""
+        return self._with(Background.load(folder, tokenizer)) if self.operator == "replace" else self
+
+    def _with(self, background: Background | None) -> Self:
+        copy = self.model_copy()
+        copy._background = background
+        return copy
 
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """The bank of masks (bool [K, U]), the teacher's outputs on it ([K, C]), its scale, and how far the bank moves it (root
-        mean square, in scales). For coefficients also its output on the text itself, and A'A of `coefficients_of`: over its
-        trace ([M, M]), and the root of that.
+        mean square, in scales). For replaced words the key that draws them ([2]). For coefficients also the output on the text
+        itself, and A'A of `coefficients_of`: over its trace ([M, M]), and the root of that.
         """
         visible_BU, device = visible_units(batch["unit_ids"], width(batch)).cpu(), batch["input_ids"].device
         keep_BKU = torch.ones(len(visible_BU), self.masks, visible_BU.shape[1], dtype=torch.bool)
         banks: list[Masks] = []
+        seeds: list[int] = []
         for ids_T, units_T, visible_U, keep_KU in zip(batch["input_ids"], batch["unit_ids"], visible_BU, keep_BKU, strict=True):
-            banks.append(self._bank(example_seed(self.seed, ids_T[units_T != SPECIAL]), int(visible_U.sum())))
+            seeds.append(example_seed(self.seed, ids_T[units_T != SPECIAL]))
+            banks.append(self._bank(seeds[-1], int(visible_U.sum())))
             keep_KU[:, visible_U] = torch.from_numpy(banks[-1])
-        copies = [perturb(batch, keep_BU, self.operator, teacher.tokenizer) for keep_BU in keep_BKU.to(device).unbind(1)]
+        key_B2 = torch.tensor([[seed % _KEY, seed // _KEY % _KEY] for seed in seeds], device=device)
+        guide = self._with(teacher.prepared.background)
+        copies = [
+            guide._perturbed(batch, keep_BU, key_B2, torch.full_like(key_B2[:, 0], mask), teacher.tokenizer)
+            for mask, keep_BU in enumerate(keep_BKU.to(device).unbind(1))
+        ]
         outputs_BKC = torch.stack([observe(teacher.model, copy).logits_BC for copy in copies], dim=1).detach().float()
         plain_BC = seen.logits_BC.detach().float()
         moved_BK = _values(outputs_BKC, plain_BC) - _values(plain_BC[:, None], plain_BC)
         taught: Taught = {
             "keep": cut(keep_BKU, batch),
             "outputs": list(outputs_BKC.cpu()),
-            "scale": [np.float32(teacher.prepared)] * len(banks),
-            "strength": list((moved_BK / teacher.prepared).square().mean(1).sqrt().cpu()),
+            "scale": [np.float32(teacher.prepared.scale)] * len(banks),
+            "strength": list((moved_BK / teacher.prepared.scale).square().mean(1).sqrt().cpu()),
         }
+        if self.operator == "replace":
+            taught["key"] = list(key_B2.cpu())
         if self.match == "coefficients":
             gains, metrics = zip(*map(self._metric, banks), strict=True)
             taught |= {"plain": list(plain_BC.cpu()), "gain": list(gains), "metric": list(metrics)}
         return taught
+
+    def _perturbed(
+        self, batch: Batch, keep_BU: Tensor, key_B2: Tensor | None, masks_B: Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> Batch:
+        """The batch without the units outside `keep_BU`; `masks_B` are the numbers of the masks."""
+        if self.operator != "replace":
+            return perturb(batch, keep_BU, self.operator, tokenizer)
+        if self._background is None or key_B2 is None:
+            raise ValueError("perturbation has no words to replace others with; call `opened` with the folder of its lessons")
+        key_B = key_B2[:, 0].long() + _KEY * key_B2[:, 1].long()
+        return self._background.replace(batch, keep_BU, key_B, masks_B, tokenizer)
 
     def _bank(self, seed: int, n_units: int) -> Masks:
         """The masks of an example with so many visible units: bool [K, N]."""
@@ -225,7 +272,8 @@ class PerturbationGuide(Objective):
         for places in _shortest_first(lesson["keep"], take_BR).chunk(2 * take_BR.shape[1]):
             rows = places // take_BR.shape[1]
             own = {name: value[rows] for name, value in batch.items()}
-            found.append(perturb(own, lesson["keep"][rows, take_BR.flatten()[places]], self.operator, moment.tokenizer))
+            masks_P, key_P2 = take_BR.flatten()[places], lesson["key"][rows] if "key" in lesson else None
+            found.append(self._perturbed(own, lesson["keep"][rows, masks_P], key_P2, masks_P, moment.tokenizer))
         return found
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
