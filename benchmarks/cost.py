@@ -58,6 +58,7 @@ STRATEGIES = (
     Strategy("perturbation", "2 of 4, every 5th step", {"perturbation": MASKS | {"masks_per_step": 2} | FIFTH}),
     Strategy("perturbation", "1 of 4, a third", {"perturbation": MASKS | {"masks_per_step": 1} | THIRD}),
     Strategy("perturbation", "LIME's scores, every 10th step", {"perturbation": MASKS | {"match": "coefficients"} | TENTH}),
+    Strategy("perturbation", "other words, 2 of 4", {"perturbation": MASKS | {"masks_per_step": 2, "operator": "replace"}}),
     Strategy("selection", "whole length", {"selection": WHOLE}, exact=True),
     Strategy("selection", "whole length, every 4th step", {"selection": WHOLE | FOURTH}),
     Strategy("selection", "gathered", {"selection": GATHER}),

@@ -123,6 +123,27 @@ def test_all_classes_are_the_mean_of_each(setting: Setting) -> None:
     torch.testing.assert_close(guide.learn(seen, [], batch, lesson, moment), torch.stack(parts).mean(0))
 
 
+def test_the_gold_label_is_explained_where_there_is_one(tiny_bert: Any, tokenizer: Any, tiny_data: Dataset) -> None:
+    teacher = tiny_bert(num_labels=3)
+    batch = collate(list(encode_dataset(tiny_data.select(range(6)), tokenizer)), tokenizer.pad_token_id)
+    with frozen(teacher):
+        seen = observe(teacher, batch, keep=("embeddings",))
+        taught = {}
+        predicted = seen.logits_BC.argmax(1)
+        batch["labels"] = (predicted + 1) % 3
+        batch["labels"][0] = -100
+        for classes in ("all", "gold", "predicted"):
+            guide = GradientGuide(classes=classes)  # type: ignore[arg-type]
+            assert guide.reads_labels == (classes == "gold")
+            taught[classes] = guide.teach(Teacher(model=teacher, tokenizer=tokenizer), batch, seen)
+    expected = torch.where(batch["labels"] == -100, predicted, batch["labels"]).tolist()
+    assert [int(each) for each in taught["gold"]["target"]] == expected
+    for row, target in enumerate(expected):
+        among_all = torch.nn.functional.normalize(taught["all"]["scores"][row][target], dim=0)
+        torch.testing.assert_close(taught["gold"]["scores"][row][0], among_all)
+    torch.testing.assert_close(taught["gold"]["scores"][0], taught["predicted"]["scores"][0])
+
+
 def test_a_mixture_of_classes_mixes_the_lesson_too(setting: Setting) -> None:
     """A student that is its teacher has nothing to learn, whatever the mixture."""
     guide = GradientGuide(classes="mixture", attribution="input-x-gradient")

@@ -16,6 +16,7 @@ from egkd.explain.gradient import unit_scores_of_gradient
 from egkd.models import Need, Seen, log_odds
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
 from egkd.objectives.draws import normals, numbers_of, signs
+from egkd.objectives.predictions import known_labels
 from egkd.objectives.schedule import Schedule
 from egkd.text import SPECIAL, Batch, visible_units, width
 
@@ -23,7 +24,7 @@ Scalar = Callable[[Tensor], Tensor]
 """Of logits [B, C]: what is explained, [B]."""
 Attribution = Literal["input-x-gradient-norm", "saliency-norm", "input-x-gradient"]
 Distance = Literal["mse", "cosine", "correlation", "kl", "rank"]
-Classes = Literal["predicted", "all", "mixture"]
+Classes = Literal["predicted", "gold", "all", "mixture"]
 STEP = 1e-3  # of a finite difference, relative to the length of an example's embeddings; 0.0002 to 0.005 do as well in float32
 TEMPERATURE = 0.1  # of "kl", between scores of length 1; SMaT's for gradient norms (Fernandes et al. 2022)
 
@@ -109,8 +110,9 @@ class GradientGuide(Objective):
     attribution: Attribution = "input-x-gradient-norm"
     """What is matched: unsigned norms, or the signed sum."""
     classes: Classes = "predicted"
-    """What is explained: the class the teacher predicts, every class in turn (as many times the cost), or at each step a
-    random mixture of the classes' log odds for each example, which needs signed scores."""
+    """What is explained: the class the teacher predicts, the gold label (the predicted one where there is none), every class in
+    turn (as many times the cost), or at each step a random mixture of the classes' log odds for each example, which needs
+    signed scores."""
     distance: Distance = "correlation"
     """How scores are compared, see `scores_distance`."""
 
@@ -128,11 +130,18 @@ class GradientGuide(Objective):
         """Only the exact strategy."""
         return self.strategy == "exact"
 
+    @property
+    def reads_labels(self) -> bool:  # type: ignore[override]
+        """Where it explains them."""
+        return self.classes == "gold"
+
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """What is explained (the class [1] or nothing), its attributions [C, U], of length 1 so that float16 holds them, and
         the length they had."""
         assert seen.embeddings_BTD is not None
         target_B = seen.logits_BC.argmax(1)
+        if self.classes == "gold" and "labels" in batch and seen.logits_BC.shape[1] > 1:
+            target_B = torch.where(known_labels(batch["labels"]), batch["labels"], target_B)
         scalars = self._scalars(seen.logits_BC, target_B)
         scores = [
             scores_at(seen.embeddings_BTD, gradient_of(f, seen.embeddings_BTD, twice=False), batch, self.attribution)
@@ -151,7 +160,7 @@ class GradientGuide(Objective):
         """The scalars whose attributions are taught, [B] each: one, or one of each class; two classes are each other's
         opposite."""
         logits_BC = logits_BC.float()
-        if self.classes == "predicted" or logits_BC.shape[1] <= 2:
+        if self.classes in ("predicted", "gold") or logits_BC.shape[1] <= 2:
             return [log_odds(logits_BC, target_B)]
         return [log_odds(logits_BC, torch.full_like(target_B, each)) for each in range(logits_BC.shape[1])]
 
