@@ -13,8 +13,10 @@ from transformers import BertForSequenceClassification, LlamaConfig, LlamaForSeq
 
 from egkd.checks import objectives_of
 from egkd.config import Guide, RunConfig, resolve
+from egkd.experiments.grid import Choice, GridConfig
 from egkd.models import embedding_layer, observe, set_dropout
-from egkd.objectives import AttributionDistillation, GradientDistillation, Labels, SoftLabels
+from egkd.objectives import AttributionDistillation, GradientDistillation, Labels, PerturbationGuide, SoftLabels
+from egkd.objectives.schedule import Schedule
 from egkd.presets import PRESETS
 
 SMALLEST: dict[str, Any] = {"teacher": "my-teacher", "data": {"task": "sst2"}}
@@ -51,6 +53,14 @@ def test_ad_kd_is_the_published_table(
     assert objectives_of(preset("ad-kd", task)) == expected
 
 
+def test_replacement_is_perturbation_by_other_words_at_every_step() -> None:
+    guide = PerturbationGuide(operator="replace", schedule=Schedule())
+    assert objectives_of(preset("replacement")) == [Labels(), SoftLabels(), guide]
+    grid = GridConfig.of({"tasks": ["sst2"], "methods": ["replacement"], "base": {"teacher": "my-teacher"}})
+    (cell,) = grid.cells(Choice(seeds=(0,)))
+    assert objectives_of(grid.config(cell, Path("out"))) == [Labels(), SoftLabels(), guide]
+
+
 def test_gkd_freezes_embeddings_and_drops_nothing() -> None:
     config = preset("gkd")
     soft = SoftLabels(weight=0.5, temperature=5.0, reduction="mean")
@@ -74,7 +84,7 @@ def test_a_resolved_preset_stays_what_it_is(name: str) -> None:
     assert all(resolve(SMALLEST | {"preset": name, "data": data}) for data in ({"task": "wnli"}, {"train": "a.csv"}))
 
 
-@pytest.mark.parametrize(("name", "near"), [("adkd", "did you mean 'ad-kd'?"), ("zzz", "known are ad-kd, gkd, plain")])
+@pytest.mark.parametrize(("name", "near"), [("adkd", "did you mean 'ad-kd'?"), ("zzz", "known are ad-kd, gkd, plain, replacement")])
 def test_an_unknown_preset_is_told_the_near_one(name: str, near: str) -> None:
     with pytest.raises(ValueError, match="unknown preset") as caught:
         preset(name)

@@ -90,7 +90,7 @@ class RunConfig(Section):
     """`layers:0,2,4` or `layers:3` of the teacher, `bilstm`, `textcnn`, or a local folder or hub id."""
     data: DataConfig
     preset: str | None = None
-    """A published method's settings, over which all others go: "plain", "ad-kd", "gkd"."""
+    """A named method's settings, over which all others go: "plain", "replacement", "ad-kd", "gkd"."""
     objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: PRESETS["plain"](None)["objectives"])
     """Settings of each objective by its name."""
     freeze_embeddings: bool = False

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from egkd.presets import REPLACEMENT
+
 # Chosen so that two cores without a GPU need less than ten minutes for all of it.
 SETTINGS: dict[str, Any] = {
     "student": "layers:3",
@@ -14,7 +16,6 @@ SETTINGS: dict[str, Any] = {
     "max_length": 64,
 }
 TEACH: dict[str, Any] = {"num_train_epochs": 2}
-GUIDED: dict[str, Any] = {"perturbation": {"schedule": {"every": 1}}}  # a demo is short: its guide is there at every step
 
 
 def demo(
@@ -42,7 +43,7 @@ def demo(
     with bars(console) as progress:
         teacher = pipeline.teach(base, out / "teacher", tell=console.print, progress=progress)
     runs = []
-    for name, guides in (("plain", {}), ("guided", GUIDED)):
+    for name, guides in (("plain", {}), ("guided", REPLACEMENT)):
         objectives = {"labels": {}, "soft-labels": {}} | guides
         config = resolve(SETTINGS | {"teacher": str(teacher), "objectives": objectives})
         with bars(console) as progress:

@@ -25,7 +25,8 @@ def distill(
         typer.Option(help="Explanations to learn beside answers. Repeatable. [default: none]", show_default=False),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="A published method's objectives: plain, ad-kd or gkd; other settings go over them.")
+        str | None,
+        typer.Option(help="Named objectives: plain, replacement, ad-kd or gkd; other settings go over them."),
     ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="The student also tells word scores with each answer.")] = False,
     task: o.Task = None,

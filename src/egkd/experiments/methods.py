@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from egkd.config import merge, near
+from egkd.presets import REPLACEMENT
 
 METHODS: dict[str, dict[str, Any]] = {
     "labels": {"objectives": {"labels": {"weight": 1.0}, "soft-labels": {"weight": 0.0}}},
@@ -17,7 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradient": {"objectives": {"gradient": {}}},
     "perturbation": {"objectives": {"perturbation": {}}},
     "selection": {"objectives": {"selection": {}}},
-    "replacement": {"objectives": {"perturbation": {"operator": "replace", "schedule": {"every": 1}}}},
+    "replacement": {"objectives": REPLACEMENT},
     "all": {"objectives": {"gradient": {}, "perturbation": {}, "selection": {}}},
 }
 """What each learns beside gold and soft labels, which `plain` has alone; `a+b` is both at once.
