@@ -84,7 +84,9 @@ def test_a_resolved_preset_stays_what_it_is(name: str) -> None:
     assert all(resolve(SMALLEST | {"preset": name, "data": data}) for data in ({"task": "wnli"}, {"train": "a.csv"}))
 
 
-@pytest.mark.parametrize(("name", "near"), [("adkd", "did you mean 'ad-kd'?"), ("zzz", "known are ad-kd, gkd, plain, replacement")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("adkd", "did you mean 'ad-kd'?"), ("zzz", "known are ad-kd, gkd, plain, replacement")]
+)
 def test_an_unknown_preset_is_told_the_near_one(name: str, near: str) -> None:
     with pytest.raises(ValueError, match="unknown preset") as caught:
         preset(name)
