@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from egkd.lessons import build_lessons
 from egkd.models import observe
-from egkd.objectives import Moment, PerturbationGuide
+from egkd.objectives import Moment, PerturbationGuide, Teacher
 from egkd.objectives.background import Background, background_words
 from egkd.objectives.schedule import Schedule
 from egkd.predict import encode_dataset
@@ -138,3 +138,8 @@ def test_the_student_sees_what_the_teacher_saw(tiny_bert: Any, tokenizer: Any, t
         assert opened.learn(observe(model, batch), copies, batch, lesson, moment).max() > 0.01
     with pytest.raises(ValueError, match="opened"):
         guide.copies(batch, lesson, moment)
+    again = guide.prepare(Teacher(model=model, tokenizer=tokenizer), encoded.select(range(3)), lessons.folder).background
+    assert again.words == opened._background.words  # a build that goes on draws from the words it began with
+    (lessons.folder / "words.txt").unlink()
+    with pytest.raises(ValueError, match=r"no words\.txt"):
+        guide.opened(lessons.folder, tokenizer)

@@ -29,7 +29,7 @@ TOKENS = 4  # of a word that are kept at most
 _CHUNK = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Background:
     """Words, and how one tokenizer writes them."""
 
@@ -51,12 +51,18 @@ class Background:
 
     @classmethod
     def load(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The words that were kept in a lesson's folder, for whoever reads them."""
+        """The words that were kept in a lesson's folder, as a tokenizer writes them. Raises ValueError where they are gone."""
+        if not (folder / FILE).is_file():
+            raise ValueError(
+                f"found no {FILE} in {folder}, the words that replace others there; delete the folder to build it again"
+            )
         return cls.of((folder / FILE).read_text(encoding="utf-8").splitlines(), tokenizer)
 
     def save(self, folder: Path) -> None:
-        """Keep the words, one a line."""
-        (folder / FILE).write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8")
+        """Keep the words, one a line; whole or not at all."""
+        new = folder / f"{FILE}.new"
+        new.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8")
+        new.replace(folder / FILE)
 
     def replace(
         self, batch: Batch, keep_BU: Tensor, key_B: Tensor, masks_B: Tensor, tokenizer: PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from egkd.models import Seen, log_odds, observe
-from egkd.objectives.background import Background, background_words
+from egkd.objectives.background import FILE, Background, background_words
 from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher, cut
 from egkd.objectives.coefficients import Floats, Kernel, Masks, Sizes, all_coalitions, coefficients_of
 from egkd.objectives.draws import drawn, numbers_of
@@ -175,7 +175,9 @@ class PerturbationGuide(Objective):
     def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Prepared:
         """The teacher's scale, and the words that replace others, kept in the lesson's folder."""
         background = None
-        if self.operator == "replace":
+        if self.operator == "replace" and (folder / FILE).exists():
+            background = Background.load(folder, teacher.tokenizer)
+        elif self.operator == "replace":
             background = Background.of(background_words(teacher.tokenizer, dataset), teacher.tokenizer)
             background.save(folder)
         return Prepared(teacher_scale(teacher, dataset), background)
