@@ -67,7 +67,7 @@ def _gkd(task: str | None) -> dict[str, Any]:
 
 
 REPLACEMENT: dict[str, Any] = {"perturbation": {"operator": "replace", "schedule": {"every": 1}}}
-"""Other words in the place of some, at every step: what makes answers better, at about twice the price."""
+"""Other words in the place of some, at every step: what makes answers better, at two to two and a half times the price."""
 
 
 def _replacement(task: str | None) -> dict[str, Any]:
