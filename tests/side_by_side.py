@@ -49,6 +49,7 @@ CASES: dict[str, list[Objective]] = {
     "gradient-difference": [GradientGuide(schedule=ALWAYS, strategy="finite-difference", distance="mse")],
     "gradient-projection": [GradientGuide(schedule=ALWAYS, strategy="projection", **SIGNED)],
     "perturbation": [PerturbationGuide(schedule=ALWAYS, operator="delete")],
+    "perturbation-words": [PerturbationGuide(schedule=ALWAYS, operator="replace")],
     "perturbation-coefficients": [PerturbationGuide(schedule=ALWAYS, match="coefficients")],
     "selection": [SelectionGuide(schedule=ALWAYS, complement=0.5, token_head=0.5)],
     "reasons": [Reasons()],
