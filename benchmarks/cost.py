@@ -196,6 +196,7 @@ def _settings(options: argparse.Namespace) -> list[Setting]:
                 explained=options.explained,
                 device=options.device,
                 bf16=options.bf16,
+                learning_rate=options.learning_rate,
             )
         )
     return found
@@ -220,6 +221,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     halves.add_argument("--timing-only", dest="gains", action="store_false")
     parser.add_argument("--train-limit", type=int)
     parser.add_argument("--epochs", type=float)
+    parser.add_argument("--learning-rate", type=float, help="of the students")
     parser.add_argument("--teacher-limit", type=int, help="rows the teacher was or will be trained on")
     parser.add_argument("--teacher-epochs", type=float)
     parser.add_argument("--explained", type=int, default=300, help="evaluation rows on which explanations are compared")

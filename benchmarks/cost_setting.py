@@ -60,6 +60,8 @@ class Setting:
     """Evaluation rows on which explanations are compared."""
     device: str = "cpu"
     bf16: bool = False
+    learning_rate: float | None = None
+    """The students'; the default of `egkd distill` where it is None."""
     max_length: int = 128
     keys: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Those that are known, see `key`."""
@@ -75,6 +77,8 @@ class Setting:
             "bf16": self.bf16,
             "disable_tqdm": True,
         }
+        if self.learning_rate is not None:
+            train["learning_rate"] = self.learning_rate
         return resolve(
             {
                 "teacher": self.teacher,
