@@ -112,7 +112,7 @@ def test_results_hold_every_cell(whole: Any) -> None:
         "few": 2,
         "more": 2,
     }
-    assert {path.suffix for path in (out / "results").iterdir()} == {".json", ".md", ".tex", ".csv", ".html"}
+    assert {path.suffix for path in (out / "results").iterdir()} == {".json", ".jsonl", ".md", ".tex", ".csv", ".html"}
 
 
 def test_nothing_is_run_again(whole: Any, grid: Any) -> None:
@@ -125,6 +125,25 @@ def test_nothing_is_run_again(whole: Any, grid: Any) -> None:
 def test_an_experiment_that_was_moved_is_the_same(whole: Any, grid: Any, tmp_path: Path) -> None:
     shutil.copytree(whole[0], tmp_path / "elsewhere")
     assert run(grid(), tmp_path / "elsewhere", tell=never, start=never) == {}
+
+
+def test_of_an_experiment_its_results_are_enough(here: Any, whole: Any, grid: Any, tmp_path: Path) -> None:
+    out, begun = tmp_path / "out", []
+    shutil.copytree(whole[0] / "results", out / "results")
+    assert run(grid(), out, tell=never, start=never) == {}
+    for name in ("glue.json", "glue.md", "cells.jsonl"):
+        assert (out / "results" / name).read_bytes() == (whole[0] / "results" / name).read_bytes()
+
+    def start(job: Job, log: Path, threads: int) -> Any:
+        begun.append(job.name)
+        return here(job, log, threads)
+
+    few = grid().model_copy(update={"tasks": {"few": grid().tasks["few"]}, "methods": {"labels": {}}, "seeds": (1,)})
+    assert run(few, out, tell=str, start=start) == {}
+    assert begun == ["teachers/few", "few/small/labels/1"]
+    assert len((out / "results" / "cells.jsonl").read_text().splitlines()) == len(CELLS) + 1
+    with pytest.raises(ValueError, match="holds another run"):
+        run(grid(base=grid().base | {"max_length": 16}), out, tell=never, start=never)
 
 
 def test_an_experiment_may_grow_and_remembers_what_it_was(here: Any, whole: Any, grid: Any, tmp_path: Path) -> None:

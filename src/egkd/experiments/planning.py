@@ -13,6 +13,7 @@ from egkd.config import RunConfig, read_yaml, resolve
 from egkd.data import TaskData
 from egkd.data.loading import load_data
 from egkd.experiments.grid import Cell, Choice, GridConfig
+from egkd.experiments.kept import finished, placeless
 from egkd.objectives import Objective
 from egkd.runs import check_free, check_writable, claim, write_text
 from egkd.students import check_student
@@ -49,11 +50,6 @@ class Job:
             claim(self.folder, self.config)
 
 
-def finished(cell: Path) -> bool:
-    """Whether a cell's run wrote its last file."""
-    return (cell / "report.html").exists()
-
-
 def grown(grid: GridConfig, out: Path) -> GridConfig:
     """`grid` with the tasks, students, methods and seeds that the experiment in `out` has beside: it may grow in turns.
 
@@ -73,19 +69,9 @@ def same(folder: Path, config: RunConfig) -> bool:
     """
     try:
         there = resolve(read_yaml(folder / "config.yaml"))
-        return _placeless(pipeline.resolved(there, objectives_of(there))) == _placeless(config)
+        return placeless(pipeline.resolved(there, objectives_of(there))) == placeless(config)
     except ValueError:
         return False
-
-
-def _placeless(config: RunConfig) -> dict[str, Any]:
-    settings = config.model_dump(mode="json")
-    teacher = Path(str(config.teacher)).parts
-    if teacher[-3:-2] == ("teachers",) and teacher[-1] == "teacher":
-        settings["teacher"] = teacher[-3:]
-    settings["lessons"] = Path(str(config.lessons)).name
-    settings["data"]["glue_dir"] = None
-    return settings
 
 
 def plan(grid: GridConfig, out: Path, only: Choice | None = None) -> list[Job]:

@@ -3,7 +3,6 @@
 Shapes: N evaluation examples, C classes (1 in regression).
 """
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
+from egkd.experiments.kept import arrays_of
 from egkd.report.run import Metrics, Scores
 
 
@@ -93,23 +93,20 @@ class Record:
 
         Raises ValueError where they are missing or broken.
         """
-        path = self.folder / "predictions.npz"
+        arrays = arrays_of(self.folder)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {
-                    split: Predictions(
-                        labels_N=file[f"{split}/labels"],
-                        teacher_NC=file[f"{split}/teacher"],
-                        student_NC=file[f"{split}/student"],
-                    )
-                    for split in self.scores
-                }
-                return found if self.positive else {split: _turned(each) for split, each in found.items()}
-        except FileNotFoundError:
-            raise ValueError(f"{self.folder} has no predictions.npz: delete its metrics.json and run it again") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is broken ({reason}): delete it and metrics.json beside it, and run it again") from None
+            found = {
+                split: Predictions(
+                    labels_N=arrays[f"{split}/labels"],
+                    teacher_NC=arrays[f"{split}/teacher"],
+                    student_NC=arrays[f"{split}/student"],
+                )
+                for split in self.scores
+            }
+        except KeyError as error:
+            problem = f"{self.folder / 'predictions.npz'} is broken (it has no {error})"
+            raise ValueError(f"{problem}: delete it and metrics.json beside it, and run it again") from None
+        return found if self.positive else {split: _turned(each) for split, each in found.items()}
 
 
 def _turned(found: Predictions) -> Predictions:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from egkd.experiments.grid import GridConfig
-from egkd.experiments.planning import finished
+from egkd.experiments.kept import finished, keep
 from egkd.experiments.records import Record, read_record
 from egkd.experiments.tables import write_results
 
@@ -39,6 +39,7 @@ class Results:
         try:
             found = records(self._grid, self._out)
             if found:
+                keep(self._out)
                 settings = self._grid.model_dump(mode="json")
                 write_results(found, self._out / "results", settings=settings, baseline=self._grid.baseline)
         except Exception as error:

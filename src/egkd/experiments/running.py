@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from egkd.experiments.clock import Clock
 from egkd.experiments.grid import Choice, GridConfig
+from egkd.experiments.kept import CELLS, restore
 from egkd.experiments.planning import GRID, Job, grown, plan
 from egkd.experiments.processes import Process, Start, Subprocess, cores
 from egkd.experiments.results import Results
@@ -57,8 +58,11 @@ def run(
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected 1 or more")
-    work = plan(grid, out, only)
     whole = grown(grid, out)
+    if (out / CELLS).exists() and not (out / GRID).exists():
+        with _held(out):
+            restore(out)
+    work = plan(grid, out, only)
     out.mkdir(parents=True, exist_ok=True)
     with _held(out):
         write_text(out / GRID, whole.to_yaml())
