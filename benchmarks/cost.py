@@ -56,6 +56,7 @@ STRATEGIES = (
     Strategy("perturbation", "4 of 4", {"perturbation": MASKS}, exact=True),
     Strategy("perturbation", "2 of 4", {"perturbation": MASKS | {"masks_per_step": 2}}),
     Strategy("perturbation", "2 of 4, every 5th step", {"perturbation": MASKS | {"masks_per_step": 2} | FIFTH}),
+    Strategy("perturbation", "1 of 4, every 4th step", {"perturbation": MASKS | {"masks_per_step": 1} | FOURTH}),
     Strategy("perturbation", "1 of 4, a third", {"perturbation": MASKS | {"masks_per_step": 1} | THIRD}),
     Strategy("perturbation", "LIME's scores, every 10th step", {"perturbation": MASKS | {"match": "coefficients"} | TENTH}),
     Strategy("perturbation", "other words, 2 of 4", {"perturbation": MASKS | {"masks_per_step": 2, "operator": "replace"}}),

@@ -114,9 +114,28 @@ class Work:
                 f"{self.setting.task} has {len(batches)} batches to train on, expected {self.drawn}; set fewer --steps"
             )
         batches = [batches[number] for number in torch.randperm(len(batches), generator=draw)[: self.drawn]]
+        batches = self._fair(batches, encoded["length"], draw)
         chosen = sorted(row for batch in batches for row in batch)
         place = {row: number for number, row in enumerate(chosen)}
         return encoded.select(chosen), [[place[row] for row in batch] for batch in batches]
+
+    def _fair(self, batches: list[list[int]], lengths: Sequence[int], draw: torch.Generator) -> list[list[int]]:
+        """The batches in an order in which objectives at every 4th or 5th step get counted batches about as long as anybody's,
+        whichever of the steps are theirs: others are swapped as long as that helps."""
+        tokens = torch.tensor([float(max(lengths[row] for row in batch)) for batch in batches])
+        counted = torch.arange(len(batches))[self.skip : self.steps]
+        shares = [counted[counted % every == phase] for every in (4, 5) for phase in range(every)]
+
+        def unfair(order: Tensor) -> float:
+            return float(sum((tokens[order][share].mean() / tokens[order][counted].mean() - 1) ** 2 for share in shares))
+
+        order, best = torch.arange(len(batches)), math.inf
+        for _ in range(5000 if min(map(len, shares)) > 0 else 0):
+            swapped, pair = order.clone(), torch.randperm(len(batches), generator=draw)[:2]
+            swapped[pair] = order[pair.flip(0)]
+            if (now := unfair(swapped)) < best:
+                order, best = swapped, now
+        return [batches[place] for place in order.tolist()]
 
     @cached_property
     def same_tokens(self) -> bool:

@@ -6,8 +6,9 @@ C classes.
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -136,12 +137,12 @@ class PerturbationGuide(Objective):
 
     weight: float = Field(default=3.0, ge=0)
     """Factor of this objective's loss in the sum."""
-    schedule: Schedule = Schedule(every=5)
+    schedule: Schedule = Schedule(every=4)
     """When it is paid for: at which steps, for which examples."""
     masks: int = Field(default=4, ge=1)
     """Masks in each example's bank."""
-    masks_per_step: int = Field(default=2, ge=1)
-    """Masks the student sees of each example each time."""
+    masks_per_step: int = Field(default=1, ge=1)
+    """Masks the student sees of each example each time; two by default where `match` compares them in pairs."""
     sizes: Sizes = "mixed"
     """How many units a mask removes, see `draw_masks`."""
     operator: Operator | Literal["replace"] = "mask"
@@ -161,6 +162,12 @@ class PerturbationGuide(Objective):
     """Of the masks, and of the words that replace others."""
 
     _background: Background | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_pairs(cls, settings: Any) -> Any:
+        pairs = isinstance(settings, Mapping) and settings.get("match") == "coefficients"
+        return {"masks_per_step": 2, **settings} if pairs else settings
 
     @model_validator(mode="after")
     def _possible(self) -> "PerturbationGuide":
