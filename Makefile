@@ -56,5 +56,5 @@ clean: ## Remove the environment, caches and builds; runs stay
 	@touch $@
 
 .venv/.dev: .venv/.made pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[demo,dev,test]'
+	$(INSTALL) --editable '.[demo,dev,export,test]'
 	@touch $@ .venv/.demo
