@@ -61,6 +61,18 @@ def test_replacement_is_perturbation_by_other_words_at_every_step() -> None:
     assert objectives_of(grid.config(cell, Path("out"))) == [Labels(), SoftLabels(), guide]
 
 
+def test_augmented_replacement_shows_half_of_it_beside_changed_copies() -> None:
+    config = preset("augmented-replacement")
+    guide = PerturbationGuide(operator="replace", masks_per_step=1, schedule=Schedule())
+    assert objectives_of(config) == [Labels(), SoftLabels(), guide]
+    assert config.data.augment.copies == 1
+    assert preset("augmented-replacement", data={"task": "sst2", "augment": {"copies": 3}}).data.augment.copies == 3
+    grid = GridConfig.of({"tasks": ["sst2"], "methods": ["augmented-replacement"], "base": {"teacher": "my-teacher"}})
+    (cell,) = grid.cells(Choice(seeds=(0,)))
+    found = grid.config(cell, Path("out"))
+    assert (objectives_of(found), found.data.augment) == (objectives_of(config), config.data.augment)
+
+
 def test_gkd_freezes_embeddings_and_drops_nothing() -> None:
     config = preset("gkd")
     soft = SoftLabels(weight=0.5, temperature=5.0, reduction="mean")
@@ -85,7 +97,8 @@ def test_a_resolved_preset_stays_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("adkd", "did you mean 'ad-kd'?"), ("zzz", "known are ad-kd, gkd, plain, replacement")]
+    ("name", "near"),
+    [("adkd", "did you mean 'ad-kd'?"), ("zzz", "known are ad-kd, augmented-replacement, gkd, plain, replacement")],
 )
 def test_an_unknown_preset_is_told_the_near_one(name: str, near: str) -> None:
     with pytest.raises(ValueError, match="unknown preset") as caught:

@@ -70,9 +70,27 @@ REPLACEMENT: dict[str, Any] = {"perturbation": {"operator": "replace", "masks_pe
 """Other words in the place of some, at every step: what makes answers better, at two to two and a half times the price."""
 
 
+AUGMENTED_REPLACEMENT: dict[str, Any] = {
+    "data": {"augment": {"copies": 1}},
+    "objectives": {"perturbation": REPLACEMENT["perturbation"] | {"masks_per_step": 1}},
+}
+"""One such text beside every text and beside every changed copy of one, where `REPLACEMENT` shows two beside every text."""
+
+
 def _replacement(task: str | None) -> dict[str, Any]:
     return {"objectives": {"labels": {}, "soft-labels": {}} | REPLACEMENT}
 
 
-PRESETS = {"plain": _plain, "replacement": _replacement, "ad-kd": _ad_kd, "gkd": _gkd}
+def _augmented_replacement(task: str | None) -> dict[str, Any]:
+    objectives = {"labels": {}, "soft-labels": {}} | AUGMENTED_REPLACEMENT["objectives"]
+    return AUGMENTED_REPLACEMENT | {"objectives": objectives}
+
+
+PRESETS = {
+    "plain": _plain,
+    "replacement": _replacement,
+    "augmented-replacement": _augmented_replacement,
+    "ad-kd": _ad_kd,
+    "gkd": _gkd,
+}
 """By name: the settings of a run for a task (None: the user's own data)."""

@@ -139,9 +139,10 @@ def test_a_built_in_method_is_plain_distillation_and_what_its_name_says(name: st
         "minilm": {"relations"},
         "all": {"gradient", "perturbation", "selection"},
         "replacement": {"perturbation"},
+        "augmented-replacement": {"perturbation"},
     }.get(name, {name} if name in OBJECTIVES else set())
     assert set(found) == own | ({"labels", "soft-labels"} if name != "labels" else set())
-    if name in ("gradient", "perturbation", "selection", "all", "replacement"):
+    if own & {"gradient", "perturbation", "selection"}:
         assert {part: found[part] for part in own} == {part: OBJECTIVES[part]().weight for part in own}
 
 

@@ -26,7 +26,9 @@ def distill(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Named objectives: plain, replacement, ad-kd or gkd; other settings go over them."),
+        typer.Option(
+            help="Named settings: plain, replacement, augmented-replacement, ad-kd or gkd; other settings go over them."
+        ),
     ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="The student also tells word scores with each answer.")] = False,
     task: o.Task = None,

@@ -22,8 +22,9 @@ def glue(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="labels, plain, pkd, tinybert, minilm, ad-kd, gkd, gradient, perturbation, selection, all, or two as a+b, or "
-            "entries of the file. Repeatable. [default: labels,plain,gradient,perturbation,selection,all]"
+            help="labels, plain, pkd, tinybert, minilm, ad-kd, gkd, gradient, perturbation, selection, all, replacement, "
+            "augment, augmented-replacement, or two as a+b, or entries of the file. Repeatable. "
+            "[default: labels,plain,gradient,perturbation,selection,all]"
         ),
     ] = None,
     seeds: Annotated[list[str] | None, typer.Option(help="Repeatable. [default: 0,1,2]")] = None,

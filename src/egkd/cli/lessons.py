@@ -32,7 +32,9 @@ def build(
         list[Guide] | None,
         typer.Option(help="Explanations to teach beside answers. Repeatable. [default: none]", show_default=False),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Named objectives: plain, replacement, ad-kd or gkd.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named settings: plain, replacement, augmented-replacement, ad-kd or gkd.")
+    ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="Also what `egkd distill --reasons` needs.")] = False,
     task: o.Task = None,
     glue_dir: o.GlueDir = None,
