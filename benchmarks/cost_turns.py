@@ -17,6 +17,7 @@ import torch
 from cost_loops import LOOPS, Loop, Watch, Work, bare, tensors, with_trainer
 from cost_setting import Strategy, quiet
 
+from egkd.checks import objectives_of
 from egkd.lessons import build_lessons
 from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SoftLabels
 from egkd.runs import read_json, write_json
@@ -120,8 +121,11 @@ def lesson_contestants(work: Work) -> dict[str, Callable[[], float]]:
 
 
 def memory(work: Work, strategies: Sequence[Strategy], file: Path, tell: Callable[[str], None]) -> dict[str, float]:
-    """MiB at the peak of a few steps on the longest batches, by key, each measured in a fresh process of its own."""
-    work = replace(work, steps=min(3, work.drawn), skip=1, longest=True)
+    """MiB at the peak of a few steps on the longest batches, by key, each measured in a fresh process of its own; so many
+    steps that every guide is paid for at one of them."""
+    configs = [work.setting.config(strategy) for strategy in strategies]
+    rarest = max(objective.schedule.every for config in configs for objective in objectives_of(config))
+    work = replace(work, steps=min(max(3, rarest), work.drawn), skip=1, longest=True)
     found: dict[str, float] = read_json(file) if file.exists() else {}
     loops = [loop for loop in LOOPS if loop != "AD-KD" or work.same_tokens]
     wanted: dict[str, Strategy | Loop] = {loop: loop for loop in loops} | {work.setting.key(s): s for s in strategies}
