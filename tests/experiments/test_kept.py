@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from egkd.config import RunConfig
+from egkd.experiments import kept
 from egkd.experiments.kept import ANSWERS, CELLS, arrays_of, finished, keep, restore
 from egkd.experiments.records import read_record
 from egkd.experiments.statistics import RESAMPLES
@@ -66,9 +67,9 @@ def test_what_is_judged_is_the_same_to_the_digit(out: Path, tmp_path: Path, name
     assert before is not None
     assert after is not None
     for split, known in before.predictions().items():
-        kept = after.predictions()[split]
-        np.testing.assert_array_equal(kept.labels_N, known.labels_N)
-        for theirs, ours in ((known.student_NC, kept.student_NC), (known.teacher_NC, kept.teacher_NC)):
+        found = after.predictions()[split]
+        np.testing.assert_array_equal(found.labels_N, known.labels_N)
+        for theirs, ours in ((known.student_NC, found.student_NC), (known.teacher_NC, found.teacher_NC)):
             assert ours.shape == theirs.shape
             np.testing.assert_array_equal(
                 ours if task == "stsb" else ours.argmax(1), theirs if task == "stsb" else theirs.argmax(1)
@@ -110,6 +111,31 @@ def test_a_cell_made_of_a_line_is_finished_and_makes_the_same_line(out: Path, tm
     assert (elsewhere / CELLS).read_text() == first
 
 
+def test_names_may_hold_any_character(out: Path, tmp_path: Path) -> None:
+    file = out / "cells" / NAMES[1] / "metrics.json"
+    strange = "a\u2028b\x85c\x1dé"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"note": strange}, ensure_ascii=False))
+    keep(out)
+    elsewhere = moved(out, tmp_path / "elsewhere")
+    restore(elsewhere)
+    assert json.loads((elsewhere / "cells" / NAMES[1] / "metrics.json").read_text())["note"] == strange
+
+
+def test_a_restoring_that_was_killed_is_done_again(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(out)
+    elsewhere = moved(out, tmp_path / "elsewhere")
+
+    def killed(path: Path, value: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kept, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            restore(elsewhere)
+    restore(elsewhere)
+    assert all(finished(elsewhere / "cells" / name) for name in NAMES)
+
+
 def test_what_is_there_is_left_alone(out: Path) -> None:
     keep(out)
     (out / "cells" / NAMES[0] / "metrics.json").unlink()  # to be run again
@@ -131,9 +157,7 @@ def test_many_classes_and_no_class_are_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels_N = np.append(rng.integers(12, size=20), -100)
     arrays = {"dev/labels": labels_N, "dev/teacher": rng.normal(size=(21, 12)), "dev/student": rng.normal(size=(21, 12))}
-    from egkd.experiments.kept import _answers
-
-    (tmp_path / ANSWERS).write_text(json.dumps({"dev": _answers(arrays, "dev")}))
+    (tmp_path / ANSWERS).write_text(json.dumps({"dev": kept._answers(arrays, "dev")}))
     found = arrays_of(tmp_path)
     np.testing.assert_array_equal(found["dev/labels"], labels_N)
     np.testing.assert_array_equal(found["dev/student"].argmax(1), arrays["dev/student"].argmax(1))

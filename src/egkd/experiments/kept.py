@@ -7,6 +7,7 @@ Shapes: N evaluation examples, C classes (1 in regression).
 
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,10 +71,13 @@ def restore(out: Path) -> None:
     found = {name: _parsed(line, out / CELLS) for name, line in lines.items() if not (out / "cells" / name).exists()}
     for name, line in found.items():
         folder = out / "cells" / name
-        folder.mkdir(parents=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(line["config"], sort_keys=False, allow_unicode=True))
-        write_json(folder / "metrics.json", line["metrics"])
-        write_json(folder / ANSWERS, line["answers"])  # the last one: now it is finished
+        unfinished = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write_text(unfinished / "config.yaml", yaml.safe_dump(line["config"], sort_keys=False, allow_unicode=True))
+        write_json(unfinished / "metrics.json", line["metrics"])
+        write_json(unfinished / ANSWERS, line["answers"])
+        unfinished.replace(folder)
 
 
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:
@@ -143,7 +147,7 @@ def _logits(told: str | list[float], classes: int) -> np.ndarray:
 
 def _read(file: Path) -> dict[str, str]:
     """Lines by the names of their cells."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")  # JSON may hold other ends of lines
     return {_parsed(line, file)["cell"]: line for line in lines if line.strip()}
 
 
