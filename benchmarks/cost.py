@@ -38,10 +38,13 @@ THIRD: dict[str, Any] = {"schedule": {"share": 1 / 3}}
 FOURTH: dict[str, Any] = {"schedule": {"every": 4}}
 FIFTH: dict[str, Any] = {"schedule": {"every": 5}}
 TENTH: dict[str, Any] = {"schedule": {"every": 10}}
+HALF: dict[str, Any] = {"schedule": {"share": 0.5, "instead": True}}
+QUARTER: dict[str, Any] = {"schedule": {"share": 0.25, "instead": True}}
 EXACT = {"strategy": "exact"} | ALWAYS
 DIFFERENCE = {"strategy": "finite-difference"} | ALWAYS
 PROJECTION = {"strategy": "projection", "attribution": "input-x-gradient"} | ALWAYS
 MASKS = {"masks": 4, "masks_per_step": 4, "operator": "mask"} | ALWAYS
+WORDS = MASKS | {"operator": "replace"}
 WHOLE = {"operator": "mask"} | ALWAYS
 GATHER = {"operator": "gather"} | ALWAYS
 
@@ -50,19 +53,18 @@ STRATEGIES = (
     Strategy("gradient", "exact", {"gradient": EXACT}, exact=True),
     Strategy("gradient", "exact, every 5th step", {"gradient": EXACT | FIFTH}),
     Strategy("gradient", "exact, a third", {"gradient": EXACT | THIRD}),
-    Strategy("gradient", "difference", {"gradient": DIFFERENCE}),
     Strategy("gradient", "difference, every 5th step", {"gradient": DIFFERENCE | FIFTH}),
     Strategy("gradient", "projection, every 5th step", {"gradient": PROJECTION | FIFTH}),
     Strategy("perturbation", "4 of 4", {"perturbation": MASKS}, exact=True),
-    Strategy("perturbation", "2 of 4", {"perturbation": MASKS | {"masks_per_step": 2}}),
     Strategy("perturbation", "2 of 4, every 5th step", {"perturbation": MASKS | {"masks_per_step": 2} | FIFTH}),
     Strategy("perturbation", "1 of 4, every 4th step", {"perturbation": MASKS | {"masks_per_step": 1} | FOURTH}),
-    Strategy("perturbation", "1 of 4, a third", {"perturbation": MASKS | {"masks_per_step": 1} | THIRD}),
+    Strategy("perturbation", "1 of 4, instead of half the texts", {"perturbation": MASKS | {"masks_per_step": 1} | HALF}),
     Strategy("perturbation", "LIME's scores, every 10th step", {"perturbation": MASKS | {"match": "coefficients"} | TENTH}),
-    Strategy("perturbation", "other words, 2 of 4", {"perturbation": MASKS | {"masks_per_step": 2, "operator": "replace"}}),
+    Strategy("perturbation", "other words, 2 of 4", {"perturbation": WORDS | {"masks_per_step": 2}}),
+    Strategy("perturbation", "other words, instead of half the texts", {"perturbation": WORDS | {"masks_per_step": 1} | HALF}),
     Strategy("selection", "whole length", {"selection": WHOLE}, exact=True),
     Strategy("selection", "whole length, every 4th step", {"selection": WHOLE | FOURTH}),
-    Strategy("selection", "gathered", {"selection": GATHER}),
+    Strategy("selection", "whole length, instead of a quarter of the texts", {"selection": WHOLE | QUARTER}),
     Strategy("selection", "gathered, every 4th step", {"selection": GATHER | FOURTH}),
     Strategy("all three", "exact", {"gradient": EXACT, "perturbation": MASKS, "selection": WHOLE}, exact=True),
     Strategy("all three", "defaults", {"gradient": {}, "perturbation": {}, "selection": {}}),

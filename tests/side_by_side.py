@@ -67,6 +67,14 @@ CASES: dict[str, list[Objective]] = {
         AttributionDistillation(schedule=RARE),
         GradientDistillation(schedule=Schedule(share=0.15, choose="random")),
     ],
+    "instead-of-texts": [
+        Labels(),
+        SoftLabels(),
+        GradientGuide(schedule=ALWAYS),
+        AttributionDistillation(),
+        PerturbationGuide(schedule=Schedule(share=0.5, instead=True)),
+        SelectionGuide(schedule=Schedule(share=0.15, instead=True)),
+    ],
     "nothing-but-turns": [GradientGuide(schedule=RARE)],
 }
 ACCUMULATED = ("perturbation", "turns-without-counts")

@@ -68,7 +68,17 @@ def test_the_strongest_are_chosen() -> None:
     assert rows.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"share": 0}, {"share": 1.5}, {"each": 2}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"every": 0},
+        {"share": 0},
+        {"share": 1.5},
+        {"each": 2},
+        {"instead": True},
+        {"instead": True, "share": 0.5, "choose": "strong"},
+    ],
+)
 def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Schedule(**wrong)  # type: ignore[arg-type]

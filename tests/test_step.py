@@ -13,7 +13,7 @@ from egkd.objectives import Labels, Moment, Objective, Taught, Teacher
 from egkd.objectives.base import Lesson
 from egkd.objectives.schedule import Schedule
 from egkd.predict import encode_dataset
-from egkd.step import learn
+from egkd.step import factors_of, learn
 from egkd.text import Batch, collate, perturb, width
 
 
@@ -63,6 +63,14 @@ class Copying(Plain):
 
     def learn(self, seen: Seen, copies: list[Seen], batch: Batch, lesson: Lesson, moment: Moment) -> Tensor:
         return (copies[0].logits_BC[:, 1] - lesson["wanted"]).square()
+
+    @property
+    def can_stand_in(self) -> bool:
+        return True
+
+
+class Copied(Copying):
+    name: ClassVar[str] = "copied"
 
 
 Step = Callable[..., dict[str, Tensor]]
@@ -125,11 +133,76 @@ def test_all_together_say_what_each_says_alone(step: Step) -> None:
 def test_who_is_not_paid_for_is_not_computed(step: Step, model: nn.Module) -> None:
     passes = []
     model.register_forward_hook(lambda _module, _inputs, _output: passes.append(1))
-    terms = step(Plain(), Copying(schedule=Schedule(every=2)), step=0)
+    terms = step(Plain(), Copying(schedule=Schedule(every=2)), step=1)
     assert len(passes) == 1
     assert terms["copying"].item() == 0
-    terms = step(Plain(), Copying(schedule=Schedule(every=2)), step=1)  # its place in the list shifts its turn
+    terms = step(Plain(), Copying(schedule=Schedule(every=2)), step=0)
     assert terms["copying"].item() == pytest.approx(2 * step(Copying())["copying"].item(), rel=1e-5)
+
+
+def test_objectives_that_are_paid_for_as_often_take_turns() -> None:
+    second, third = Schedule(every=2), Schedule(every=3)
+    instead, rarely = Schedule(share=0.5, instead=True), Schedule(every=2, share=0.3, instead=True)
+    objectives = [
+        Plain(),
+        Copying(schedule=instead),
+        Looking(schedule=second),
+        Deeper(schedule=third),
+        Copied(schedule=rarely),
+    ]
+    paid = [[name for name, factor in factors_of(objectives, step, 12).items() if factor] for step in range(12)]
+    for name, steps in (
+        ("plain", range(12)),
+        ("looking", range(0, 12, 2)),
+        ("deeper", range(0, 12, 3)),
+        ("copying", range(0, 12, 2)),
+        ("copied", range(3, 12, 4)),  # every second of its turns
+    ):
+        assert [step for step in range(12) if name in paid[step]] == list(steps), name
+    assert factors_of(objectives, 3, 12)["copied"] == 4
+    both = [Copying(), Copying().of_teacher(1, 0.5)]
+    assert factors_of(both, 0, 6) == {"copying": 1.0}  # two teachers' one objective
+
+
+INSTEAD = Schedule(share=0.4, instead=True)
+
+
+def test_copies_stand_in_the_place_of_texts(step: Step, model: nn.Module, batch: Batch) -> None:
+    """A share of the batch is seen perturbed alone, everybody else learns from the others, in one pass over as many rows as
+    the batch has."""
+    sizes: list[int] = []
+    model.register_forward_hook(lambda _module, _inputs, output: sizes.append(len(output.logits)))
+    apart = INSTEAD.rows(batch["idx"], 0)
+    assert apart is not None
+    rest = [row for row in range(8) if row not in apart]
+    terms = step(Plain(), Copying(schedule=INSTEAD))
+    assert sizes == [8]
+    torch.testing.assert_close(terms["copying"], step(Copying(schedule=SHARE))["copying"])
+    logits = observe(model, batch).logits_BC
+    wanted = torch.arange(8.0)
+    expected = (logits[rest, 0] - wanted[rest]).square().sum() / (0.6 * 8)
+    torch.testing.assert_close(terms["plain"], expected)
+    together = step(Plain(), Looking(), Copying(schedule=INSTEAD))
+    torch.testing.assert_close(together["plain"], expected)
+    torch.testing.assert_close(together["copying"], terms["copying"])
+
+
+def test_over_the_epochs_everybody_is_seen_both_ways(step: Step) -> None:
+    """So a term keeps its expectation."""
+    whole = {name: term * 8 for name, term in step(Plain(), Copying()).items()}
+    epochs = [step(Plain(), Copying(schedule=INSTEAD), epoch=epoch) for epoch in range(5)]
+    for name, share in (("plain", 0.6), ("copying", 0.4)):
+        torch.testing.assert_close(
+            sum(terms[name] * share * 8 for terms in epochs), 5 * share * whole[name], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_whole_batch_may_be_seen_perturbed_alone(step: Step, batch: Batch) -> None:
+    schedule = Schedule(share=0.99, instead=True)
+    terms = step(Plain(), Copying(schedule=schedule))
+    assert terms["plain"].item() == 0
+    assert terms["copying"].item() > 0
+    sum(terms.values()).backward()  # type: ignore[union-attr]
 
 
 def test_copies_of_about_the_same_length_share_a_pass(step: Step, model: nn.Module) -> None:

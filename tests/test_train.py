@@ -134,6 +134,23 @@ def test_a_static_graph_is_refused_where_it_is_wrong(tmp_path: Path, guide: Obje
     check_compatible([Labels(), PerturbationGuide(), SelectionGuide(token_head=1.0)], settings, has_teacher=True)
 
 
+def test_nobody_else_chooses_among_texts_in_whose_place_copies_stand(tmp_path: Path) -> None:
+    settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    half = Schedule(share=0.5, instead=True)
+    standing = [PerturbationGuide(schedule=half), SelectionGuide(schedule=half)]
+    with pytest.raises(ValueError, match=r"schedule\.share of gradient.*use schedule\.every for gradient"):
+        check_compatible([*standing, GradientGuide(schedule=Schedule(share=0.3))], settings, has_teacher=True)
+    check_compatible([Labels(), GradientGuide(), *standing], settings, has_teacher=True)
+    for looks in (
+        lambda: GradientGuide(schedule=half),
+        lambda: Labels(schedule=half),
+        lambda: PerturbationGuide(schedule=half, match="coefficients"),
+        lambda: SelectionGuide(schedule=half, token_head=1.0),
+    ):
+        with pytest.raises(ValueError, match=r"schedule\.instead: .* looks at the texts as they are"):
+            looks()
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
 def test_a_student_is_not_spread_over_processes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the arguments ask for it or the launcher alone."""

@@ -16,6 +16,7 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     names = [objective.name for objective in objectives]
     if len(set(names)) < len(names):
         raise ValueError(f"objectives {names} name one twice; give each once")
+    _check_shares(objectives)
     taught = [objective.name for objective in objectives if objective.has_lesson]
     if taught and not has_teacher:
         raise ValueError(f"the objectives {', '.join(taught)} need a teacher; pass teacher=…")
@@ -41,6 +42,17 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
         raise ValueError(
             f"{sharding} waits for all processes at every pass, and a student makes now more of them, now fewer, in each; "
             "use plain DDP (torchrun, or accelerate launch with distributed_type MULTI_GPU)"
+        )
+
+
+def _check_shares(objectives: Sequence[Objective]) -> None:
+    """Where copies stand in the place of a share of the texts, nobody else may choose among the same examples."""
+    standing = [objective.name for objective in objectives if objective.schedule.instead]
+    sharing = [objective.name for objective in objectives if objective.schedule.share < 1 and not objective.schedule.instead]
+    if standing and sharing:
+        raise ValueError(
+            f"schedule.share of {sharing[0]} and schedule.instead of {standing[0]} choose among the same examples; "
+            f"use schedule.every for {sharing[0]}"
         )
 
 

@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, P perturbed copies, N examples of the data set.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,41 +44,75 @@ def learn(
     heads: Mapping[str, nn.Module] | None = None,
     strong: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Every objective's term of the loss of one step (0 where it is not paid for), and the student's logits [B, C].
+    """Every objective's term of the loss of one step (0 where it is not paid for), and the student's logits [B, C], 0 for
+    texts of which it saw perturbed copies alone.
 
-    A term is weight * factor * (the sum over its examples) / (share * B): what it is in expectation over all examples. Of
-    several teachers (see `Objective.of_teacher`) it is the sum over them. Lessons, heads and `strong` go by `Objective.key`.
+    A term is weight * factor * (the sum over its examples) / (how many these are in expectation): what it is in expectation
+    over all examples. Of several teachers (see `Objective.of_teacher`) it is the sum over them. Lessons, heads and `strong` go
+    by `Objective.key`.
     """
-    heads = heads or {}
-    turns = list(_turns(objectives, batch, lessons, moment, steps, heads, strong or {}))
+    factors = factors_of(objectives, moment.step, steps)
+    rest_R, rest = _as_they_are(objectives, factors, batch, moment.epoch)
+    turns = list(_turns(objectives, factors, batch, rest_R, lessons, moment, heads or {}, strong or {}))
     copies = [turn.objective.copies(turn.batch, turn.lesson, turn.moment) for turn in turns]
-    plain, seen, views = _observe(model, batch, turns, copies, pad_token_id)
+    plain, seen, views = _observe(model, batch, rest_R, turns, copies, pad_token_id)
     idle = 0.0 * plain.sum()  # a step on which nobody is paid for is a step all the same
     terms = {objective.name: idle for objective in objectives}
     for turn, own, view in zip(turns, seen, views, strict=True):
         losses_R = turn.objective.learn(own, view, turn.batch, turn.lesson, turn.moment)
-        count = turn.objective.schedule.share * len(plain)
+        schedule = turn.objective.schedule
+        count = len(plain) * schedule.share * (1.0 if schedule.instead else rest)
         term = turn.objective.weight * turn.factor * losses_R.sum() / count
         terms[turn.objective.name] = terms[turn.objective.name] + term
     return terms, plain
 
 
+def factors_of(objectives: Sequence[Objective], step: int, steps: int) -> dict[str, float]:
+    """By what each weight is multiplied at this step, by name. Those that are paid for as often take turns, and so do those
+    whose copies stand in the place of texts, of which a step has room for one."""
+    schedules = {objective.name: objective.schedule for objective in objectives}  # those of several teachers are one
+    standing = sum(schedule.instead for schedule in schedules.values())
+    phases: Counter[int] = Counter()
+    found = {}
+    for name, schedule in schedules.items():
+        kind = 0 if schedule.instead else schedule.every
+        found[name] = schedule.factor(step, steps, phases[kind], standing if schedule.instead else 1)
+        phases[kind] += 1
+    return found
+
+
+def _as_they_are(
+    objectives: Sequence[Objective], factors: Mapping[str, float], batch: Batch, epoch: int
+) -> tuple[Tensor | None, float]:
+    """Places of the texts that the student sees as they are, None for all, and which share of a batch they are in expectation.
+
+    At one step only one objective, perhaps of several teachers, has copies in their place, see `factors_of`.
+    """
+    for objective in objectives:
+        if objective.schedule.instead and factors[objective.name] > 0:
+            apart_R = objective.schedule.rows(batch["idx"], epoch)
+            whole_B = torch.ones_like(batch["idx"], dtype=torch.bool)
+            whole_B[apart_R] = False
+            return whole_B.nonzero()[:, 0], 1.0 - objective.schedule.share
+    return None, 1.0
+
+
 def _turns(
     objectives: Sequence[Objective],
+    factors: Mapping[str, float],
     batch: Batch,
+    rest_R: Tensor | None,
     lessons: Mapping[str, Lesson],
     moment: Moment,
-    steps: int,
     heads: Mapping[str, nn.Module],
     strong: Mapping[str, Tensor],
 ) -> Iterator[Turn]:
-    phases = {name: phase for phase, name in enumerate(dict.fromkeys(objective.name for objective in objectives))}
     for objective in objectives:
-        factor = objective.schedule.factor(moment.step, steps, phases[objective.name])
+        factor = factors[objective.name]
         if factor == 0:
             continue
         lesson = lessons.get(objective.key, {})
-        rows_R = None
+        rows_R = rest_R
         if objective.schedule.share < 1:
             rows_R = objective.schedule.rows(batch["idx"], moment.epoch, strong.get(objective.key))
         lesson = lesson if rows_R is None else _rows(lesson, rows_R)
@@ -116,9 +151,14 @@ def _rows(values: Mapping[str, Tensor], rows_R: Tensor) -> dict[str, Tensor]:
 
 
 def _observe(
-    model: nn.Module, batch: Batch, turns: Sequence[Turn], copies: Sequence[Sequence[Batch]], pad_token_id: int
+    model: nn.Module,
+    batch: Batch,
+    rest_R: Tensor | None,
+    turns: Sequence[Turn],
+    copies: Sequence[Sequence[Batch]],
+    pad_token_id: int,
 ) -> tuple[Tensor, list[Seen], list[list[Seen]]]:
-    """The logits of the plain batch, what each turn sees of its own examples, and what it sees of its copies.
+    """The logits of the texts as they are, what each turn sees of its own examples, and what it sees of its copies.
 
     Examples that somebody looks into (embeddings, hidden states) make a pass of their own, shared by all who look into
     the same; the others go through the model together with all copies of about their length.
@@ -128,26 +168,32 @@ def _observe(
         if turn.objective.needs:
             looks.setdefault(None if turn.rows_R is None else tuple(turn.rows_R.tolist()), []).append(turn)
     looked_at = {rows: _look(model, group) for rows, group in looks.items()}
-    largest = max(looks, key=lambda rows: len(batch["input_ids"]) if rows is None else len(rows), default=())
-    outside = [] if largest is None else sorted(set(range(len(batch["input_ids"]))) - set(largest))
-    outside_R = torch.tensor(outside, dtype=torch.long, device=batch["input_ids"].device)
-    rest = [_rows(batch, outside_R) if largest else batch] if outside else []
-    logits = iter(_packed(model, [*rest, *(copy for own in copies for copy in own)], pad_token_id))
-    if not outside:
-        logits_BC = looked_at[largest].logits_BC
-    elif not largest:
-        logits_BC = next(logits)
-    else:
-        inside_R = torch.tensor(largest, device=outside_R.device)
-        both = torch.cat([looked_at[largest].logits_BC, next(logits)])
-        logits_BC = both[torch.cat([inside_R, outside_R]).argsort()]
+    size = len(batch["input_ids"])
+    whole = list(range(size)) if rest_R is None else rest_R.tolist()
+    largest = max(looks, key=lambda rows: size if rows is None else len(rows), default=())
+    inside = whole if largest is None else list(largest)
+    outside = sorted(set(whole) - set(inside))
+    device = batch["input_ids"].device
+    rest = [_rows(batch, torch.tensor(outside, device=device)) if len(outside) < size else batch] if outside else []
+    found = _packed(model, [*rest, *(copy for own in copies for copy in own)], pad_token_id)
+    parts = [*([looked_at[largest].logits_BC] if inside else []), *found[: len(rest)]]
+    logits_BC = parts[0] if len(parts) == 1 and rest_R is None else _in_place(parts or found, inside + outside, size)
     seen = []
     for turn in turns:
         if turn.objective.needs:
             seen.append(looked_at[None if turn.rows_R is None else tuple(turn.rows_R.tolist())])
         else:
             seen.append(Seen(logits_BC=logits_BC if turn.rows_R is None else logits_BC[turn.rows_R]))
-    return logits_BC, seen, [[Seen(logits_BC=next(logits)) for _ in own] for own in copies]
+    views = iter(found[len(rest) :])
+    return logits_BC, seen, [[Seen(logits_BC=next(views)) for _ in own] for own in copies]
+
+
+def _in_place(parts: Sequence[Tensor], places: Sequence[int], size: int) -> Tensor:
+    """Rows of all `parts` together in these places of a tensor of `size` rows, the others 0."""
+    rows_RC = torch.cat(list(parts))[: len(places)]
+    return rows_RC.new_zeros(size, rows_RC.shape[1]).index_copy(
+        0, torch.tensor(places, device=rows_RC.device, dtype=torch.long), rows_RC
+    )
 
 
 def _look(model: nn.Module, group: Sequence[Turn]) -> Seen:

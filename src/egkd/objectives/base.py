@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -83,6 +83,12 @@ class Objective(BaseModel, ABC):
 
     _teacher: int = PrivateAttr(default=0)
 
+    @model_validator(mode="after")
+    def _sees_what_it_needs(self) -> Self:
+        if self.schedule.instead and not self.can_stand_in:
+            raise ValueError(f"schedule.instead: {self.name} looks at the texts as they are; set it to false")
+        return self
+
     @property
     def teacher(self) -> int:
         """Which of several teachers teaches it, counted from 0."""
@@ -99,6 +105,11 @@ class Objective(BaseModel, ABC):
         copy = self.model_copy(update={"weight": self.weight * share})
         copy._teacher = place
         return copy
+
+    @property
+    def can_stand_in(self) -> bool:
+        """Whether it looks at nothing but its copies, so that these may be seen instead of the texts (`Schedule.instead`)."""
+        return False
 
     @property
     def differentiates_twice(self) -> bool:

@@ -179,6 +179,11 @@ class PerturbationGuide(Objective):
             raise ValueError(f"coefficients are linear in log odds, distance is {self.distance!r}; set it to 'log-odds'")
         return self
 
+    @property
+    def can_stand_in(self) -> bool:
+        """Coefficients need the text itself, too."""
+        return self.match == "outputs"
+
     def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Prepared:
         """The teacher's scale, and the words that replace others, kept in the lesson's folder."""
         background = None

@@ -3,10 +3,10 @@
 Shapes: B batch, N examples of the data set.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 GOLDEN = 0.6180339887498949  # multiples of it, less their whole part, fill the unit interval evenly
@@ -23,6 +23,9 @@ class Schedule(BaseModel):
     """Only for this share of the examples, another one at each epoch; the loss is scaled to keep its expectation."""
     choose: Literal["random", "strong"] = "random"
     """Which share: any, or always the examples where the teacher's explanation is strongest."""
+    instead: bool = False
+    """Whether its share of a batch is seen perturbed *instead of* as it is: at that step all other objectives learn from the
+    other examples alone, whose losses are scaled to keep their expectation. So a guide makes no pass more."""
     start: float = Field(default=0.0, ge=0)
     """Not before: steps, or a share of the training where below 1."""
     warmup: float = Field(default=0.0, ge=0)
@@ -30,16 +33,25 @@ class Schedule(BaseModel):
     stop: float = Field(default=1.0, gt=0)
     """Not from here on: steps where above 1, or a share of the training."""
 
-    def factor(self, step: int, steps: int, phase: int = 0) -> float:
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.instead and (self.share == 1 or self.choose == "strong"):
+            found = "the same examples always (choose: strong)" if self.choose == "strong" else "whole batches (share: 1)"
+            raise ValueError(f"instead would leave nothing of {found} to other objectives; use a random share below 1")
+        return self
+
+    def factor(self, step: int, steps: int, phase: int = 0, turns: int = 1) -> float:
         """By what the weight is multiplied at `step` of `steps`; 0 where the objective is not paid for.
 
-        `phase` shifts the steps of `every`, so that two objectives need not take the same ones.
+        `phase` shifts the steps of `every`, so that two objectives need not take the same ones. Of `turns` objectives, of which
+        a step has room for one, it has each `turns`-th step, and of these every so many.
         """
+        every = self.every * turns
         start, warmup = (value * steps if value < 1 else value for value in (self.start, self.warmup))
         stop = self.stop * steps if self.stop <= 1 else self.stop
-        if not start <= step < stop or (step + phase) % self.every:
+        if not start <= step < stop or (step + phase) % every:
             return 0.0
-        return self.every * min(1.0, (step - start + 1) / (warmup + 1))
+        return every * min(1.0, (step - start + 1) / (warmup + 1))
 
     def rows(self, idx_B: Tensor, epoch: int, strong_N: Tensor | None = None) -> Tensor | None:
         """Which examples of a batch it is paid for (their places), None for all of them.

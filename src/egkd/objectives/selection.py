@@ -81,6 +81,11 @@ class SelectionGuide(Objective):
         """The head reads the last hidden states."""
         return ("hidden_states",) if self.token_head > 0 else ()
 
+    @property
+    def can_stand_in(self) -> bool:
+        """A token head reads the text itself, too."""
+        return self.token_head == 0
+
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """The rationale and the other words the teacher saw (bool [U] each), what it says on either ([2, C]), its scale, and
         how far it is moved when the rationale goes (in scales).
