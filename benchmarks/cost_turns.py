@@ -53,7 +53,7 @@ def contestants(work: Work, strategies: Sequence[Strategy]) -> dict[str, Callabl
 def in_turns(
     file: Path, runs: Mapping[str, Callable[[], float]], references: Sequence[str], rounds: int, tell: Callable[[str], None]
 ) -> list[dict[str, float]]:
-    """Rounds in which everybody runs once, each beginning with another one, after one that does not count.
+    """Rounds in which everybody runs once, each beginning with another one; a run's own first steps do not count.
 
     A line of `file` holds a round. What has enough of them stays out of further ones, the `references` never do, so that
     everybody is compared with what ran beside it.
@@ -64,14 +64,13 @@ def in_turns(
     if not wanting:
         return lines
     entered = [key for key in runs if key in references or key in wanting]
-    for number in range(-1, rounds - min(count.values())):
+    for number in range(rounds - min(count.values())):
         turned = entered[number % len(entered) :] + entered[: number % len(entered)]
         tell(f"round {number + 1} of {rounds - min(count.values())}, {len(turned)} contestants")
         seconds = {key: runs[key]() for key in turned}
-        if number >= 0:
-            lines.append(seconds)
-            with file.open("a") as open_file:
-                open_file.write(json.dumps(seconds) + "\n")
+        lines.append(seconds)
+        with file.open("a") as open_file:
+            open_file.write(json.dumps(seconds) + "\n")
     return lines
 
 
