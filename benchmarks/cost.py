@@ -44,7 +44,8 @@ EXACT = {"strategy": "exact"} | ALWAYS
 DIFFERENCE = {"strategy": "finite-difference"} | ALWAYS
 PROJECTION = {"strategy": "projection", "attribution": "input-x-gradient"} | ALWAYS
 MASKS = {"masks": 4, "masks_per_step": 4, "operator": "mask"} | ALWAYS
-WORDS = MASKS | {"operator": "replace"}
+HEAVY = {"masks_per_step": 1, "weight": 3.0}
+WORDS = MASKS | {"operator": "replace", "weight": 3.0}
 WHOLE = {"operator": "mask"} | ALWAYS
 GATHER = {"operator": "gather"} | ALWAYS
 
@@ -58,7 +59,9 @@ STRATEGIES = (
     Strategy("perturbation", "4 of 4", {"perturbation": MASKS}, exact=True),
     Strategy("perturbation", "2 of 4, every 5th step", {"perturbation": MASKS | {"masks_per_step": 2} | FIFTH}),
     Strategy("perturbation", "1 of 4, every 4th step", {"perturbation": MASKS | {"masks_per_step": 1} | FOURTH}),
+    Strategy("perturbation", "1 of 4, every 4th step, weight 3", {"perturbation": MASKS | HEAVY | FOURTH}),
     Strategy("perturbation", "1 of 4, instead of half", {"perturbation": MASKS | {"masks_per_step": 1} | HALF}),
+    Strategy("perturbation", "1 of 4, instead of half, weight 3", {"perturbation": MASKS | HEAVY | HALF}),
     Strategy("perturbation", "LIME's scores, every 10th step", {"perturbation": MASKS | {"match": "coefficients"} | TENTH}),
     Strategy("perturbation", "other words, 2 of 4", {"perturbation": WORDS | {"masks_per_step": 2}}),
     Strategy("perturbation", "other words, instead of half", {"perturbation": WORDS | {"masks_per_step": 1} | HALF}),

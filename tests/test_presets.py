@@ -54,7 +54,7 @@ def test_ad_kd_is_the_published_table(
 
 
 def test_replacement_is_perturbation_by_other_words_at_every_step() -> None:
-    guide = PerturbationGuide(operator="replace", masks_per_step=2, schedule=Schedule())
+    guide = PerturbationGuide(weight=3.0, operator="replace", masks_per_step=2, schedule=Schedule())
     assert objectives_of(preset("replacement")) == [Labels(), SoftLabels(), guide]
     grid = GridConfig.of({"tasks": ["sst2"], "methods": ["replacement"], "base": {"teacher": "my-teacher"}})
     (cell,) = grid.cells(Choice(seeds=(0,)))

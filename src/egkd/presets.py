@@ -66,7 +66,9 @@ def _gkd(task: str | None) -> dict[str, Any]:
     }
 
 
-REPLACEMENT: dict[str, Any] = {"perturbation": {"operator": "replace", "masks_per_step": 2, "schedule": {"every": 1}}}
+REPLACEMENT: dict[str, Any] = {
+    "perturbation": {"weight": 3.0, "operator": "replace", "masks_per_step": 2, "schedule": {"every": 1}}
+}
 """Other words in the place of some, at every step: what makes answers better, at two to two and a half times the price."""
 
 

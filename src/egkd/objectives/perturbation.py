@@ -135,7 +135,7 @@ class PerturbationGuide(Objective):
     name: ClassVar[str] = "perturbation"
     taught_settings: ClassVar[tuple[str, ...]] = ("masks", "sizes", "operator", "match", "kernel", "ridge", "seed")
 
-    weight: float = Field(default=3.0, ge=0)
+    weight: float = Field(default=0.2, ge=0)
     """Factor of this objective's loss in the sum."""
     schedule: Schedule = Schedule(every=4)
     """When it is paid for: at which steps, for which examples."""
