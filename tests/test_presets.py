@@ -63,7 +63,7 @@ def test_replacement_is_perturbation_by_other_words_at_every_step() -> None:
 
 def test_augmented_replacement_shows_half_of_it_beside_changed_copies() -> None:
     config = preset("augmented-replacement")
-    guide = PerturbationGuide(operator="replace", masks_per_step=1, schedule=Schedule())
+    guide = PerturbationGuide(weight=3.0, operator="replace", masks_per_step=1, schedule=Schedule())
     assert objectives_of(config) == [Labels(), SoftLabels(), guide]
     assert config.data.augment.copies == 1
     assert preset("augmented-replacement", data={"task": "sst2", "augment": {"copies": 3}}).data.augment.copies == 3

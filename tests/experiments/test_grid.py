@@ -142,7 +142,7 @@ def test_a_built_in_method_is_plain_distillation_and_what_its_name_says(name: st
         "augmented-replacement": {"perturbation"},
     }.get(name, {name} if name in OBJECTIVES else set())
     assert set(found) == own | ({"labels", "soft-labels"} if name != "labels" else set())
-    if own & {"gradient", "perturbation", "selection"}:
+    if name in ("gradient", "perturbation", "selection", "all"):
         assert {part: found[part] for part in own} == {part: OBJECTIVES[part]().weight for part in own}
 
 
