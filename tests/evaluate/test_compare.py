@@ -1,7 +1,9 @@
 """Teacher and student side by side on tiny models: what `compare` holds, and that it holds the models' own figures."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from egkd.data import Task
 from egkd.evaluate.agreement import per_example
 from egkd.evaluate.answers import Classifier
 from egkd.evaluate.compare import REFERENCES, compare
-from egkd.explain import explain
+from egkd.explain import IntegratedGradients, Occlusion, explain
 from egkd.predict import predict_logits
 
 SENTIMENT = Task(name="sst2", kind="classification", label_names=("negative", "positive"))
@@ -171,3 +173,20 @@ def test_the_sample_follows_the_seed(classifiers, tiny_data):
 
     assert texts(0) == texts(0)
     assert set(texts(0)) != set(texts(1))
+
+
+def test_without_a_mask_token_words_are_deleted_and_paths_begin_at_zero(classifiers, tokenizer, tiny_data):
+    maskless = copy.deepcopy(tokenizer)
+    maskless.mask_token = None
+    teacher, student = classifiers(2)
+    teacher = replace(teacher, tokenizer=maskless)
+    rows = tiny_data.select(range(8))
+    found = compare(teacher, student, SENTIMENT, {"dev": rows}, shown=8, latency_repeats=1)
+    for example in found.examples:
+        target = SENTIMENT.label_names.index(example["teacher"]["prediction"])
+        for name, method in (
+            ("occlusion", Occlusion(operator="delete")),
+            ("integrated-gradients", IntegratedGradients(steps=10, baseline="zero")),
+        ):
+            own = explain(student.model, student.tokenizer, example["text"], method=method, target=target)[0]
+            assert example["student"]["scores"][name] == pytest.approx(own.scores, abs=1e-4)

@@ -20,7 +20,7 @@ from egkd.evaluate.scores import fidelity, task_scores
 from egkd.evaluate.speed import bytes_on_disk, latency, parameters, parameters_without_embeddings
 from egkd.explain.amortised import head_of
 from egkd.explain.base import Explainer, Scored
-from egkd.explain.gradient import InputXGradient
+from egkd.explain.gradient import InputXGradient, IntegratedGradients
 from egkd.explain.perturbation import Occlusion
 from egkd.text import MAX_LENGTH, unit_spans
 
@@ -28,15 +28,21 @@ REFERENCES: dict[str, Explainer] = {
     "input-x-gradient": InputXGradient(reduction="sum"),
     "input-x-gradient-norm": InputXGradient(reduction="norm"),
     "occlusion": Occlusion(),
+    "integrated-gradients": IntegratedGradients(steps=10),
 }
-"""The explainers by which reasons are compared: signed and unsigned input x gradient, and leaving one word out."""
+"""The explainers by which reasons are compared: signed and unsigned input x gradient, leaving one word out, and integrated
+gradients, which no guide teaches by default."""
 
 
 def references(*tokenizers: PreTrainedTokenizerBase) -> dict[str, Explainer]:
-    """`REFERENCES`, as all these tokenizers can follow them: where one has no mask token, words are deleted for all."""
+    """`REFERENCES`, as all these tokenizers can follow them: where one has no mask token, words are deleted, and paths of
+    gradients begin at zero, for all."""
     if all(tokenizer.mask_token_id is not None for tokenizer in tokenizers):
         return REFERENCES
-    return REFERENCES | {"occlusion": Occlusion(operator="delete")}
+    return REFERENCES | {
+        "occlusion": Occlusion(operator="delete"),
+        "integrated-gradients": IntegratedGradients(steps=10, baseline="zero"),
+    }
 
 
 Progress = Callable[[str, int, int], None]
@@ -72,7 +78,7 @@ def compare(
 
     Both models explain the class the *teacher* predicts. So does the teacher's `twin`, which differs from it by its seed
     alone: how far its explanations agree is the ceiling of what can be asked of the student's. Cost per explained example and
-    model: two forward and two backward passes, and one forward pass per word.
+    model: fifteen forward and twelve backward passes, and one forward pass per word.
     """
     tell = progress or (lambda what, done, total: None)
     logits: dict[str, dict[str, np.ndarray]] = {"teacher": {}, "student": {}}

@@ -76,6 +76,11 @@ EXPLAINERS = {
     "occlusion": Measure(
         label="occlusion", meaning="How much the teacher’s answer loses when the word is taken out of the text."
     ),
+    "integrated-gradients": Measure(
+        label="integrated gradients",
+        meaning="What the word adds to the teacher’s answer on the way from a text of mask tokens to this one. No guide "
+        "teaches it by default.",
+    ),
 }
 
 GROUPS = {
