@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from egkd.evaluate.compare import REFERENCES
 from egkd.report import read_run, summary_table, write_report
 from egkd.report.charts import ticks
 from egkd.report.run import Example
@@ -511,6 +512,18 @@ def test_terminal_shows_the_same_figures(folder: Path, tmp_path: Path) -> None:
     assert "0.62" in shown_table
     assert "(standard errors up to 0.01)" in " ".join(shown_table.split())
     assert "[bold]x" in shown_table  # names are no markup
+
+
+def test_eighty_columns_hold_every_figure(tmp_path: Path) -> None:
+    figures = metrics()
+    explained = figures["student"]["explanations"]["occlusion"]
+    figures["student"]["explanations"] = dict.fromkeys(REFERENCES, explained)
+    figures["task"]["metrics"] = ["matthews_correlation"]
+    for who, score in (("teacher", 0.3571), ("student", 0.1182)):
+        figures[who]["scores"] = {"dev": {"matthews_correlation": score}}
+    lines = {line.split()[0]: line.split() for line in terminal(80, make_run(tmp_path / "plain", metrics=figures)).splitlines()}
+    assert lines["student"] == ["student", "0.118", "90.4", "%", *["0.31"] * 4, "17.4", "M", "2.21"]
+    assert lines["correlation"][-3:] == ["grads", "params", "example"]
 
 
 # --- the parts

@@ -1,6 +1,7 @@
 """The comparison in short, for the terminal."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from rich import box
 from rich.table import Table
@@ -26,7 +27,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
     figures = {
         measure(metric).label: [written(metric, model.scores.get(split, {}).get(metric)) for model in models],
         "same answer": [percent(headline_fidelity(model, "agreement").mean) for model in models],
-        **{explainer(name): [number(rank_agreement(model, name).mean, 2) for model in models] for name in explainers},
+        **{_heading(name): [number(rank_agreement(model, name).mean, 2) for model in models] for name in explainers},
         "params": [count(model.parameters) for model in models],
         "ms per example": [milliseconds(model.latency.ms_per_example.get(batch)) for model in models],
     }
@@ -46,7 +47,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
     for heading, cells in shown.items():
         limits = [told.get(heading, "") for told in bounds.values()]
         widest = max(map(len, [*heading.split(), *cells, *limits]))  # narrower, and a figure would be torn apart
-        table.add_column(Text(heading), justify="right", min_width=widest)
+        table.add_column(Text("\n".join(wrap(heading, widest))), justify="right", min_width=widest)
     for place, column in enumerate(columns(runs)):
         table.add_row(Text(column.title, style="bold"), *(Text(cells[place]) for cells in shown.values()))
     for which, told in bounds.items():
@@ -55,9 +56,14 @@ def summary_table(runs: Sequence[Run]) -> Table:
     return table
 
 
+def _heading(name: str) -> str:
+    """An explainer's name above a narrow column."""
+    return explainer(name).replace("integrated", "integr.").replace("gradient", "grad")
+
+
 def _bounds(runs: Sequence[Run], explainers: Sequence[str], which: str) -> dict[str, str]:
     """By the heading of an explainer, between what its figures lie, as far as it is known."""
-    told = {explainer(name): bound(runs, name, which) for name in explainers}
+    told = {_heading(name): bound(runs, name, which) for name in explainers}
     return {heading: number(value, 2) for heading, value in told.items() if value is not None}
 
 
