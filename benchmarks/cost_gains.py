@@ -24,6 +24,7 @@ from egkd.students import load_classifier, load_tokenizer
 HELD_OUT = 4000  # rows at most
 AGREEMENT = "occlusion"  # what "agreement" means: defined for every family, and no objective's own explanation
 JUDGES: dict[str, Explainer] = {**REFERENCES, "integrated-gradients": IntegratedGradients(steps=20)}
+LEAST_GAIN = 0.02  # in rank correlation; less is noise between seeds
 """The explainers by which student and teacher are compared; nobody is trained on the last one."""
 
 Cell = dict[str, Any]
@@ -136,10 +137,10 @@ def gain(cells: Mapping[int, Cell], plain: Mapping[int, Cell], explainer: str) -
 
 def gain_kept(cells: Mapping[int, Cell], exact: Mapping[int, Cell], plain: Mapping[int, Cell], explainer: str) -> float | None:
     """The share of the exact strategy's gain that is kept, mean over mean of the seeds that all three have; None where the
-    exact one gains nothing."""
+    exact one gains less than `LEAST_GAIN` a seed, of which no share can be told."""
     seeds = [seed for seed in cells if seed in exact and seed in plain]
     ours, theirs = (gain({seed: who[seed] for seed in seeds}, plain, explainer) for who in (cells, exact))
-    if not ours or len(ours) != len(theirs) or sum(theirs) <= 0:
+    if not ours or len(ours) != len(theirs) or sum(theirs) / len(theirs) < LEAST_GAIN:
         return None
     return sum(ours) / sum(theirs)
 
