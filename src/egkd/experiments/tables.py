@@ -1,5 +1,6 @@
 """The tables of an experiment: Markdown, LaTeX, CSV and HTML, all made from `glue.json` and from nothing else."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,20 +53,20 @@ def remake(json_file: Path, folder: Path) -> None:
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """All tables: for each student its scores, and the differences to the baseline."""
+    """All tables: for each student its scores, the differences to the baseline, and how far each explainer agrees."""
     several = len(found["students"]) > 1
     chosen = []
     for student, methods in found["students"].items():
         of = f" of {student}" if several else ""
         chosen.append(_scores(found, methods, f"Scores{of}"))
         chosen.append(_differences(found, methods, f"Difference to {found['baseline']}{of}"))
+        chosen += [_agreement(found, methods, name, f"Agreement by {explainer(name)}{of}") for name in _explainers(methods)]
     return [table for table in chosen if table.rows]
 
 
 def _scores(found: Mapping[str, Any], methods: Mapping[str, Any], title: str) -> Table:
     """Scores by task, and on average with what they cost."""
-    tasks = [task for task in found["tasks"] if any(task in one["tasks"] for one in methods.values())]
-    explainers = list(dict.fromkeys(name for one in methods.values() for name in one["average"]["explanations"]))
+    tasks, explainers = _tasks(found, methods), _explainers(methods)
     reached = list(methods.get(found["baseline"], {"average": {"tasks": []}})["average"]["tasks"])
     head = [*tasks, "average", "difference", "p", *map(explainer, explainers), "cost"]
     teacher = [Cell(text=number(found["tasks"][task]["teacher"], 1)) for task in tasks]
@@ -106,9 +107,16 @@ def _score(cell: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Cell:
     return Cell(text=number(cell["mean"], 1), spread=f"{spread}{seeds}", mark=cell["mark"], verdict=verdict)
 
 
+def _tasks(found: Mapping[str, Any], methods: Mapping[str, Any]) -> list[str]:
+    return [task for task in found["tasks"] if any(task in one["tasks"] for one in methods.values())]
+
+
+def _explainers(methods: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for one in methods.values() for name in one["average"]["explanations"]))
+
+
 def _differences(found: Mapping[str, Any], methods: Mapping[str, Any], title: str) -> Table:
-    tasks = [task for task in found["tasks"] if any(task in one["tasks"] for one in methods.values())]
-    rows = []
+    tasks, rows = _tasks(found, methods), []
     for method, one in methods.items():
         if method == found["baseline"]:
             continue
@@ -124,6 +132,21 @@ def _gain(difference: Mapping[str, Any] | None, with_p: bool = False) -> Cell:
     low, high = _signed(difference["low"]), _signed(difference["high"])
     spread = f"[{low}, {high}]" + (f" p {_p(difference['p_holm'])}" if with_p else "")
     return Cell(text=_signed(difference["mean"]), spread=spread, verdict=difference["verdict"])
+
+
+def _agreement(found: Mapping[str, Any], methods: Mapping[str, Any], name: str, title: str) -> Table:
+    """Of one explainer: task by task, mean ± standard deviation over seeds, and the average."""
+    tasks, rows = [task for task in _tasks(found, methods) if found["tasks"][task]["beside"] is None], []
+    for method, one in methods.items():
+        each = [(one["tasks"].get(task) or {"explanations": {}})["explanations"].get(name, []) for task in tasks]
+        rows.append((method, (*map(_spread, each), Cell(text=number(one["average"]["explanations"].get(name), 2)))))
+    return Table(title=title, head=(*tasks, "average"), rows=tuple(rows))
+
+
+def _spread(values: Sequence[float | None]) -> Cell:
+    known = [value for value in values if value is not None]
+    spread = f"± {number(statistics.stdev(known), 2)}" if len(known) > 1 else ""
+    return Cell(text=number(_mean(known), 2), spread=spread)
 
 
 def _signed(value: float | None) -> str:
