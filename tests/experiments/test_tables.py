@@ -176,7 +176,7 @@ def test_without_the_baseline_there_are_scores_alone(tmp_path: Path, made_up: Ma
 def test_each_student_has_its_own_tables(tmp_path: Path, made_up: MadeUp) -> None:
     results(made_up(tmp_path / "cells", {"plain": 0, "guided": 0.5}, students=("small", "tiny")), tmp_path)
     titles = re.findall(r"^## (.*)", (tmp_path / "glue.md").read_text(), flags=re.MULTILINE)
-    whats = ("Scores", "Difference to plain", "Agreement by occlusion")
+    whats = ("Scores", "Difference to plain", "Agreement of answers", "Agreement by occlusion")
     each = [[f"{what} of {name}" for what in whats] for name in ("small", "tiny")]
     assert titles == [*each[0], *each[1]]
 
@@ -188,7 +188,8 @@ def test_agreement_stands_task_by_task(tmp_path: Path, made_up: MadeUp) -> None:
         if (record.method, record.task) == ("guided", "mrpc"):
             record.explanations["occlusion"] = of_seed[record.seed]
     results([record for record in records if (record.method, record.task) != ("plain", "mrpc")], tmp_path)
-    shown = table(tmp_path, 2)
+    assert table(tmp_path, 2)["guided"] == {"sst2": "0.900 ± 0.000", "mrpc": "0.900 ± 0.000", "average": "0.900"}
+    shown = table(tmp_path, 3)
     assert shown["guided"]["mrpc"] == "0.20 ± 0.14"  # of the two seeds that have one
     assert re.fullmatch(r"0\.\d\d ± 0\.00", shown["plain"]["sst2"])
     assert shown["plain"]["mrpc"] == "–"

@@ -52,6 +52,7 @@ def reading(found: Mapping[str, Any]) -> list[str]:
         f"▲ better than {baseline}: {about['better']}. ▼ worse: {about['worse']}.",
         f"Set off: {about['mark']}.",
         f"Explanations: {about['explanations']}, averaged over seeds and tasks; at the teacher that of its twin.",
+        "Agreement of answers: the share of examples that student and teacher predict alike; in regression the correlation.",
         f"Cost: {about['cost']}; lessons are shared and not in it.",
     ]
 

@@ -53,14 +53,17 @@ def remake(json_file: Path, folder: Path) -> None:
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """All tables: for each student its scores, the differences to the baseline, and how far each explainer agrees."""
+    """All tables: for each student its scores, the differences to the baseline, and how far its
+    answers and each explainer's scores agree with the teacher's."""
     several = len(found["students"]) > 1
     chosen = []
     for student, methods in found["students"].items():
         of = f" of {student}" if several else ""
         chosen.append(_scores(found, methods, f"Scores{of}"))
         chosen.append(_differences(found, methods, f"Difference to {found['baseline']}{of}"))
-        chosen += [_agreement(found, methods, name, f"Agreement by {explainer(name)}{of}") for name in _explainers(methods)]
+        chosen.append(_by_task(found, methods, ("fidelity",), f"Agreement of answers{of}", digits=3))
+        for name in _explainers(methods):
+            chosen.append(_by_task(found, methods, ("explanations", name), f"Agreement by {explainer(name)}{of}"))
     return [table for table in chosen if table.rows]
 
 
@@ -134,19 +137,25 @@ def _gain(difference: Mapping[str, Any] | None, with_p: bool = False) -> Cell:
     return Cell(text=_signed(difference["mean"]), spread=spread, verdict=difference["verdict"])
 
 
-def _agreement(found: Mapping[str, Any], methods: Mapping[str, Any], name: str, title: str) -> Table:
-    """Of one explainer: task by task, mean ± standard deviation over seeds, and the average."""
+def _by_task(found: Mapping[str, Any], methods: Mapping[str, Any], path: Sequence[str], title: str, digits: int = 2) -> Table:
+    """What stands at `path` in every cell: mean ± standard deviation over seeds, and the average over tasks."""
     tasks, rows = [task for task in _tasks(found, methods) if found["tasks"][task]["beside"] is None], []
     for method, one in methods.items():
-        each = [(one["tasks"].get(task) or {"explanations": {}})["explanations"].get(name, []) for task in tasks]
-        rows.append((method, (*map(_spread, each), Cell(text=number(one["average"]["explanations"].get(name), 2)))))
+        cells = [_spread(_at(one["tasks"].get(task), path) or [], digits) for task in tasks]
+        rows.append((method, (*cells, Cell(text=number(_at(one["average"], path), digits)))))
     return Table(title=title, head=(*tasks, "average"), rows=tuple(rows))
 
 
-def _spread(values: Sequence[float | None]) -> Cell:
+def _at(cell: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        cell = (cell or {}).get(name)
+    return cell
+
+
+def _spread(values: Sequence[float | None], digits: int) -> Cell:
     known = [value for value in values if value is not None]
-    spread = f"± {number(statistics.stdev(known), 2)}" if len(known) > 1 else ""
-    return Cell(text=number(_mean(known), 2), spread=spread)
+    spread = f"± {number(statistics.stdev(known), digits)}" if len(known) > 1 else ""
+    return Cell(text=number(_mean(known), digits), spread=spread)
 
 
 def _signed(value: float | None) -> str:
