@@ -24,8 +24,8 @@ from egkd.students import load_classifier, load_tokenizer
 HELD_OUT = 4000  # rows at most
 AGREEMENT = "occlusion"  # what "agreement" means: defined for every family, and no objective's own explanation
 JUDGES: dict[str, Explainer] = {**REFERENCES, "integrated-gradients": IntegratedGradients(steps=20)}
-LEAST_GAIN = 0.02  # in rank correlation; less is noise between seeds
 """The explainers by which student and teacher are compared; nobody is trained on the last one."""
+LEAST_GAIN = 0.02  # in rank correlation; less is noise between seeds
 
 Cell = dict[str, Any]
 """What is known of one student: its seed, "score", "held_out", "kl", "fidelity", and "agreements" by explainer."""
