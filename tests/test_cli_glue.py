@@ -157,6 +157,26 @@ def test_an_interruption_says_how_to_go_on(egkd: Any, shop: Path, tmp_path: Path
     assert stopped == ["few/mine/labels/0", "few/mine/plain/0"] * 2
 
 
+def test_several_files_are_laid_over_one_another(egkd: Any, shop: Path, tmp_path: Path) -> None:
+    other = {
+        "tasks": {"other": {"task": "sst2", "train_limit": 16, "methods": {"plain": {"train": {"max_steps": 1}}}}},
+        "teachers": {"other": str(shop / "teacher")},
+        "seeds": [7],
+    }
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    asked = ["--students", "cut", "--methods", "plain"]
+    answer = egkd("glue", shop / "grid.yaml", tmp_path / "other.yaml", *asked, "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert cells(tmp_path / "out") == ["few/cut/plain/7", "other/cut/plain/7", "sst2/cut/plain/7"]
+    steps = [
+        json.loads((tmp_path / "out" / "cells" / task / "cut" / "plain" / "7" / "metrics.json").read_text())["training"][
+            "steps"
+        ]
+        for task in ("few", "other")
+    ]
+    assert steps == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

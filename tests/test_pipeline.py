@@ -218,6 +218,18 @@ def test_lessons_go_where_they_are_wanted(distil: Any, shop: Path) -> None:
     assert store.name.startswith("soft-labels-")
 
 
+def test_rows_held_out_come_with_a_word_about_a_teacher_that_may_know_them(egkd: Any, shop: Path, quick: list[str]) -> None:
+    said = {}
+    models = ["--teacher", shop / "teacher", "--student", "layers:1", *quick]
+    data = ["--train", shop / "train.csv", "--eval", shop / "dev.csv"]
+    for name, flags in {"held": ["--set", "data.held_out=16"], "dev": []}.items():
+        answer = egkd("distill", *models, *data, *flags, "--out", shop / name)
+        assert answer.code == 0, answer.err
+        said[name] = " ".join((answer.out + answer.err).split())
+    assert "the teacher was trained on rows held out" in said["held"]
+    assert "the teacher was trained on rows held out" not in said["dev"]
+
+
 def test_killed_after_training_only_the_comparison_is_made(
     distil: Any, egkd: Any, monkeypatch: pytest.MonkeyPatch, shop: Path, quick: list[str]
 ) -> None:

@@ -99,6 +99,8 @@ def _checked(config: RunConfig, objectives: list[Objective], arguments: Training
     data = load_data(config.data)
     for note in data.notes:
         tell(note)
+    if config.teacher and config.data.held_out is not None:
+        tell("scores mislead if the teacher was trained on rows held out here; egkd teach with the same data.held_out was not")
     check_between(config, objectives, data.task)
     if config.teacher:
         data = in_teachers_order(config.teacher, data, config.trust_remote_code)

@@ -1,7 +1,7 @@
 """`egkd glue`: tasks × students × methods × seeds, and the table."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,12 @@ from egkd.cli import options as o
 
 def glue(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the experiment; the same command resumes it.")],
-    settings: o.Settings = None,
+    settings: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Settings in YAML, each file over those before it; flags and --set go over them.", show_default=False
+        ),
+    ] = None,
     tasks: Annotated[
         list[str] | None, typer.Option(help="Tasks, or entries of the file: mrpc,cola. Repeatable. [default: all nine]")
     ] = None,
@@ -55,13 +60,15 @@ def glue(
 
     Example: `egkd glue --tasks mrpc,cola --methods plain,perturbation --seeds 0,1 --teacher-init my-encoder
     --students my-small-encoder --limit 500 --out runs/look`
+
+    Example: `egkd glue runs/sweeps/*/results/grid.yaml --out runs/tuned`, what sweeps on several tasks chose
     """
     from rich.console import Console
     from rich.markup import escape
 
     from egkd.config import merge, override, read_yaml
 
-    given = read_yaml(settings) if settings else {}
+    given = reduce(merge, map(read_yaml, settings or ()), {})
     base = {
         "teacher_init": teacher_init,
         "data": {"glue_dir": None if glue_dir is None else str(glue_dir)},

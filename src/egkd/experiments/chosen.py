@@ -48,7 +48,7 @@ def write_results(config: SweepConfig, out: Path, trials: Mapping[str, Sequence[
 def grid_of(config: SweepConfig, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Settings of a grid that runs the methods with the values chosen for this task, judged on its own evaluation data.
 
-    Several tasks' grids make one when their `tasks` and `teachers` are put together.
+    Laid over one another, grids of several tasks make one.
     """
     base = {name: value for name, value in config.base.items() if name not in ("data", "student", "teacher", "seed")}
     data = {name: value for name, value in config.base["data"].items() if name != "held_out"}
