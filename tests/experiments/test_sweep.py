@@ -22,6 +22,7 @@ from egkd.experiments.space import SweepConfig, nested
 from egkd.experiments.sweep import check_runs, sweep
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTINGS: dict[str, Any] = {
     "base": {"teacher": "my-teacher", "student": "layers:2", "data": {"task": "sst2", "train_limit": 500, "held_out": 0.2}},
     "space": {"train.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "objectives.labels.weight": [0, 0.5, 1.0]},
@@ -266,12 +267,21 @@ def test_both_ends_of_every_range_must_make_a_run(settings: dict[str, Any], part
 
 
 def test_the_example_can_be_run(tmp_path: Path) -> None:
-    config = SweepConfig.of(read_yaml(Path(__file__).parents[2] / "examples" / "sweep.yaml"))
+    config = SweepConfig.of(read_yaml(EXAMPLES / "sweep.yaml"))
     check_runs(config, tmp_path)
     assert set(config.space_of("selection")) - set(config.space_of("plain")) == {
         "objectives.selection.weight",
         "objectives.selection.rate",
     }
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_of_the_results_can_be_run_and_are_alike(path: Path, tmp_path: Path) -> None:
+    config = SweepConfig.of(read_yaml(path))
+    check_runs(config, tmp_path)
+    for other in path.parent.glob("*.yaml"):
+        its = SweepConfig.of(read_yaml(other))
+        assert (its.trials, its.space, its.methods) == (config.trials, config.space, config.methods)
 
 
 def test_names_with_dots_are_sections() -> None:
