@@ -1,7 +1,7 @@
 """`egkd glue`: tasks × students × methods × seeds, and the table."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +68,9 @@ def glue(
 
     from egkd.config import merge, override, read_yaml
 
-    given = reduce(merge, map(read_yaml, settings or ()), {})
+    given: dict[str, Any] = {}
+    for file in settings or ():
+        given = merge(given, read_yaml(file))
     base = {
         "teacher_init": teacher_init,
         "data": {"glue_dir": None if glue_dir is None else str(glue_dir)},
