@@ -100,7 +100,7 @@ def _checked(config: RunConfig, objectives: list[Objective], arguments: Training
     for note in data.notes:
         tell(note)
     if config.teacher and config.data.held_out is not None:
-        tell("scores mislead if the teacher was trained on rows held out here; give egkd teach the same data.held_out to avoid it")
+        tell("scores mislead if the teacher was trained on rows held out here; give egkd teach the same data.held_out")
     check_between(config, objectives, data.task)
     if config.teacher:
         data = in_teachers_order(config.teacher, data, config.trust_remote_code)
