@@ -61,6 +61,16 @@ def test_replacement_is_perturbation_by_other_words_at_every_step() -> None:
     assert objectives_of(grid.config(cell, Path("out"))) == [Labels(), SoftLabels(), guide]
 
 
+def test_replacement_first_is_the_same_until_six_tenths_of_the_training_are_over() -> None:
+    (guide,) = objectives_of(preset("replacement-first"))[2:]
+    (always,) = objectives_of(preset("replacement"))[2:]
+    assert guide == always.model_copy(update={"schedule": Schedule(stop=0.6)})
+    assert [step for step in range(10) if guide.schedule.factor(step, 10)] == list(range(6))
+    grid = GridConfig.of({"tasks": ["sst2"], "methods": ["replacement-first"], "base": {"teacher": "my-teacher"}})
+    (cell,) = grid.cells(Choice(seeds=(0,)))
+    assert objectives_of(grid.config(cell, Path("out")))[2:] == [guide]
+
+
 def test_augmented_replacement_shows_half_of_it_beside_changed_copies() -> None:
     config = preset("augmented-replacement")
     guide = PerturbationGuide(weight=3.0, operator="replace", masks_per_step=1, schedule=Schedule())
@@ -98,7 +108,10 @@ def test_a_resolved_preset_stays_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("adkd", "did you mean 'ad-kd'?"), ("zzz", "known are ad-kd, augmented-replacement, gkd, plain, replacement")],
+    [
+        ("adkd", "did you mean 'ad-kd'?"),
+        ("zzz", "known are ad-kd, augmented-replacement, gkd, plain, replacement, replacement-first"),
+    ],
 )
 def test_an_unknown_preset_is_told_the_near_one(name: str, near: str) -> None:
     with pytest.raises(ValueError, match="unknown preset") as caught:

@@ -206,7 +206,7 @@ def test_a_score_that_is_no_number_counts_as_tried(tmp_path: Path) -> None:
     assert "| plain | 3 of 3 | – | – |" in (tmp_path / "results" / "sweep.md").read_text()
 
 
-def test_a_folder_is_one_sweep_s_whose_trials_may_become_more(tmp_path: Path) -> None:
+def test_a_folder_is_one_sweep_s_whose_trials_and_methods_may_become_more(tmp_path: Path) -> None:
     work(tmp_path, Runs())
     for settings, part in (({"seed": 3}, "another sweep (seed)"), ({"trials": 2}, "another sweep (3 trials of each method)")):
         with pytest.raises(ValueError, match="another sweep") as caught:
@@ -215,6 +215,15 @@ def test_a_folder_is_one_sweep_s_whose_trials_may_become_more(tmp_path: Path) ->
     more = Runs()
     work(tmp_path, more, config_of(trials=4))
     assert more.names() == ["plain/0003", "gradient/0003"]
+    for methods in ({"plain": {}}, {"plain": {}, "gradient": {}}):
+        with pytest.raises(ValueError, match=r"another sweep \(methods\.gradient\)"):
+            work(tmp_path, Runs(), config_of(trials=4, methods=methods))
+    beside, alone = Runs(), Runs()
+    work(tmp_path, beside, config_of(trials=4, methods=SETTINGS["methods"] | {"selection": {}}))
+    work(tmp_path / "new", alone, config_of(trials=4, methods={"selection": {}}))
+    assert beside.names() == [f"selection/000{trial}" for trial in range(4)]
+    values = [[config.train["learning_rate"] for config in runs.configs.values()] for runs in (beside, alone)]
+    assert values[0] == values[1]  # as if it had been there from the start
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(ValueError, match="is not an empty folder and holds no sweep"):

@@ -27,7 +27,8 @@ def distill(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Named settings: plain, replacement, augmented-replacement, ad-kd or gkd; other settings go over them."
+            help="Named settings: plain, replacement, replacement-first, augmented-replacement, ad-kd or gkd; "
+            "other settings go over them."
         ),
     ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="The student also tells word scores with each answer.")] = False,

@@ -28,7 +28,7 @@ def glue(
         list[str] | None,
         typer.Option(
             help="labels, plain, pkd, tinybert, minilm, ad-kd, gkd, gradient, perturbation, selection, all, replacement, "
-            "augment, augmented-replacement, or two as a+b, or entries of the file. Repeatable. "
+            "replacement-first, augment, augmented-replacement, or two as a+b, or entries of the file. Repeatable. "
             "[default: labels,plain,gradient,perturbation,selection,all]"
         ),
     ] = None,

@@ -33,7 +33,8 @@ def build(
         typer.Option(help="Explanations to teach beside answers. Repeatable. [default: none]", show_default=False),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Named settings: plain, replacement, augmented-replacement, ad-kd or gkd.")
+        str | None,
+        typer.Option(help="Named settings: plain, replacement, replacement-first, augmented-replacement, ad-kd or gkd."),
     ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="Also what `egkd distill --reasons` needs.")] = False,
     task: o.Task = None,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from egkd.config import merge, near
-from egkd.presets import AUGMENTED_REPLACEMENT, REPLACEMENT
+from egkd.presets import AUGMENTED_REPLACEMENT, REPLACEMENT, REPLACEMENT_FIRST
 
 METHODS: dict[str, dict[str, Any]] = {
     "labels": {"objectives": {"labels": {"weight": 1.0}, "soft-labels": {"weight": 0.0}}},
@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "perturbation": {"objectives": {"perturbation": {}}},
     "selection": {"objectives": {"selection": {}}},
     "replacement": {"objectives": REPLACEMENT},
+    "replacement-first": {"objectives": REPLACEMENT_FIRST},
     "augmented-replacement": AUGMENTED_REPLACEMENT,
     "all": {"objectives": {"gradient": {}, "perturbation": {}, "selection": {}}},
 }
@@ -30,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 - `ad-kd` (Wu et al. 2023), `gkd` (Wang et al. 2022): published gradient methods, with their authors' weights
 - `gradient`, `perturbation`, `selection`, `all`: the guides
 - `replacement`: `perturbation` with other words instead of masks, at every step
+- `replacement-first`: the same for six tenths of the training, then plain distillation
 - `augmented-replacement`: the same, half of it beside the changed copies of `augment`
 """
 

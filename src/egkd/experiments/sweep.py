@@ -97,7 +97,7 @@ class _Worker:
         self.lock = FileLock(out / ".lock")
 
     def claim(self) -> None:
-        """Make the folder this sweep's. Raises ValueError where it is another's; more trials than before may be asked for."""
+        """Make the folder this sweep's. Raises ValueError where it is another's; more trials and methods may be asked for."""
         check_writable(self.out, "--out")
         strange = self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir())
         if strange and not (self.out / SWEEP).exists():
@@ -106,7 +106,9 @@ class _Worker:
         with self.lock:
             if (self.out / SWEEP).exists():
                 there, ours = read_yaml(self.out / SWEEP), self.config.model_dump(mode="json")
-                changed = sorted(name for name in {*there, *ours} - {"trials"} if there.get(name) != ours.get(name))
+                changed = sorted(name for name in {*there, *ours} - {"trials", "methods"} if there.get(name) != ours.get(name))
+                gone = [name for name, own in there["methods"].items() if ours["methods"].get(name) != own]
+                changed += [f"methods.{name}" for name in gone]
                 if changed or there["trials"] > ours["trials"]:
                     what = ", ".join(changed) or f"{there['trials']} trials of each method"
                     raise ValueError(f"{self.out} holds another sweep ({what}); name another --out, or delete it")
