@@ -72,7 +72,7 @@ REPLACEMENT: dict[str, Any] = {
 """Other words in the place of some, at every step: what makes answers better, at two to two and a half times the price."""
 
 REPLACEMENT_FIRST: dict[str, Any] = {"perturbation": REPLACEMENT["perturbation"] | {"schedule": {"every": 1, "stop": 0.6}}}
-"""Reasons first, answers last: that for six tenths of the training, then texts as they are, at less than twice the price."""
+"""Reasons first, answers last: that for six tenths of the training, then texts as they are, at about twice the price."""
 
 
 AUGMENTED_REPLACEMENT: dict[str, Any] = {
