@@ -200,6 +200,15 @@ def test_bad_input_is_a_line_and_nothing_is_written(egkd: Any, shop: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_seed_joins_the_only_one_of_a_file(egkd: Any, shop: Path, tmp_path: Path) -> None:
+    asked = ["--tasks", "sst2", "--students", "cut", "--methods", "plain", "--out", tmp_path / "out"]
+    (tmp_path / "one.yaml").write_text("seeds: 7\n")
+    answer = egkd("glue", shop / "grid.yaml", tmp_path / "one.yaml", *asked, "--seeds", "1")
+    assert answer.code == 0, answer.err
+    assert cells(tmp_path / "out") == ["sst2/cut/plain/1"]
+    assert yaml.safe_load((tmp_path / "out" / "grid.yaml").read_text())["seeds"] == [1, 7]
+
+
 def test_without_a_teacher_it_is_asked_for(egkd: Any, shop: Path, tmp_path: Path) -> None:
     answer = egkd("glue", shop / "base.yaml", "--tasks", "sst2", "--out", tmp_path / "out")
     assert (answer.code, "--teacher sst2=FOLDER" in answer.err) == (2, True)

@@ -69,6 +69,8 @@ class DataConfig(Section):
     """Train on a random sample of this many rows."""
     eval_limit: int | None = Field(default=None, gt=0)
     """Evaluate on a random sample of this many rows."""
+    unlabeled_limit: int | None = Field(default=None, gt=0)
+    """Learn from a random sample of this many texts without labels."""
     seed: int = Field(default=0, ge=0)
     """Of those samples; apart from the run's own seed, so that runs with several seeds share rows and lessons."""
 

@@ -192,6 +192,22 @@ def test_a_teacher_may_be_lent_by_a_task_that_is_not_compared() -> None:
     assert (trained.data.task, trained.data.train_limit) == ("sst2", None)
 
 
+def test_a_teacher_does_not_learn_the_rows_that_judge_its_students() -> None:
+    tasks = {
+        "many": {"task": "sst2", "teacher_of": "sst2", "data": {"held_out": 40}},
+        "few": {"task": "sst2", "train_limit": 100, "teacher_of": "sst2"},
+    }
+    trained = grid(tasks=tasks).teacher_config("few")
+    assert trained is not None
+    assert (trained.data.held_out, trained.data.train_limit) == (40, None)
+    known = grid(tasks=tasks, teacher_data={"held_out": None}).teacher_config("few")  # asked for by name
+    assert known is not None
+    assert known.data.held_out is None
+    tasks["few"]["data"] = {"held_out": 0.5}
+    with pytest.raises(ValueError, match=r"^the teacher of sst2 would know rows .* \(many 40, few 0.5\): give them the same"):
+        grid(tasks=tasks).teacher_config("few")
+
+
 def test_a_given_teacher_is_taken_as_it_is() -> None:
     config = grid(tasks={"mrpc": {}, "few": {"task": "mrpc", "teacher_of": "mrpc"}, "cola": {}}, teachers={"mrpc": "mine"})
     assert {cell.task: config.config(cell, OUT).teacher for cell in config.cells()} == {
@@ -204,9 +220,11 @@ def test_a_given_teacher_is_taken_as_it_is() -> None:
 
 
 def test_a_quick_look_limits_everybody_and_raises_no_limit() -> None:
-    config = grid(tasks={"mrpc": {"train_limit": 20}, "cola": {}}, limit=64, teacher_data={"train_limit": None})
+    base = {"data": {"unlabeled": ["a.txt"]}}
+    config = grid(tasks={"mrpc": {"train_limit": 20}, "cola": {}}, limit=64, teacher_data={"train_limit": None}, base=base)
     found = {cell.task: config.config(cell, OUT).data for cell in config.cells()}
     assert {task: (data.train_limit, data.eval_limit) for task, data in found.items()} == {"mrpc": (20, 64), "cola": (64, 64)}
+    assert {data.unlabeled_limit for data in found.values()} == {64}
     trained = config.teacher_config("cola")
     assert trained is not None
     assert trained.data.train_limit == 64

@@ -111,6 +111,16 @@ def test_a_cell_made_of_a_line_is_finished_and_makes_the_same_line(out: Path, tm
     assert (elsewhere / CELLS).read_text() == first
 
 
+def test_a_cell_without_its_figures_is_to_be_run_again(out: Path, tmp_path: Path) -> None:
+    """So what a message about a broken file advises works."""
+    keep(out)
+    elsewhere = moved(out, tmp_path / "elsewhere")
+    restore(elsewhere)
+    for folder in (out, elsewhere):
+        (folder / "cells" / NAMES[0] / "metrics.json").unlink()
+        assert [finished(folder / "cells" / name) for name in NAMES] == [False, True, True]
+
+
 def test_names_may_hold_any_character(out: Path, tmp_path: Path) -> None:
     file = out / "cells" / NAMES[1] / "metrics.json"
     strange = "a\u2028b\x85c\x1dé"

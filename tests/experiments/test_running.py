@@ -14,7 +14,7 @@ from datasets import Dataset
 from egkd.experiments import running
 from egkd.experiments.clock import Clock
 from egkd.experiments.grid import GridConfig
-from egkd.experiments.planning import Job, plan
+from egkd.experiments.planning import Job, grown, plan
 from egkd.experiments.processes import Subprocess
 from egkd.experiments.running import Standing, run
 
@@ -144,6 +144,36 @@ def test_of_an_experiment_its_results_are_enough(here: Any, whole: Any, grid: An
     assert len((out / "results" / "cells.jsonl").read_text().splitlines()) == len(CELLS) + 1
     with pytest.raises(ValueError, match="holds another run"):
         run(grid(base=grid().base | {"max_length": 16}), out, tell=never, start=never)
+
+
+def test_cells_that_are_lost_come_back_from_the_results(whole: Any, grid: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / "cells")
+    assert run(grid(), out, tell=never, start=never) == {}
+    assert (out / "results" / "cells.jsonl").read_bytes() == (whole[0] / "results" / "cells.jsonl").read_bytes()
+
+
+def test_data_may_lie_elsewhere(whole: Any, grid: Any, shop: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path / "out")
+    for file in shop.glob("*.csv"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "data")
+    tasks = {name: {"data": {"train": str(tmp_path / "data" / f"{name}.csv"), "eval": str(tmp_path / "data" / "dev.csv")}}
+             for name in ("more", "few")}  # fmt: skip
+    assert run(grid(tasks=tasks), tmp_path / "out", tell=never, start=never) == {}
+    tasks["few"]["data"]["train"] = tasks["more"]["data"]["train"]
+    with pytest.raises(ValueError, match="few/small/plain/0 holds another run"):
+        run(grid(tasks=tasks), tmp_path / "out", start=never)
+
+
+def test_the_seeds_of_a_task_grow_too(whole: Any, grid: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    own = {name: entry.model_dump() | {"seeds": [0]} for name, entry in grid().tasks.items()}
+    some, more = grid(tasks=own), grid(tasks=own | {"few": own["few"] | {"seeds": [1]}})
+    out.mkdir()
+    (out / "grid.yaml").write_text(some.to_yaml())
+    assert [(name, entry.seeds) for name, entry in grown(more, out).tasks.items()] == [("more", (0,)), ("few", (0, 1))]
 
 
 def test_an_experiment_may_grow_and_remembers_what_it_was(here: Any, whole: Any, grid: Any, tmp_path: Path) -> None:

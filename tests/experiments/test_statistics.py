@@ -133,7 +133,7 @@ def test_a_difference_is_that_of_the_scores_over_shared_seeds() -> None:
     found = sample.difference("guided", "plain")
     assert found.mean == pytest.approx(np.mean(expected))
     assert found.low < found.mean < found.high
-    assert (found.runs, found.one_seed) == (2, False)
+    assert (found.runs, found.seeds) == (2, 2)
     back = sample.difference("plain", "guided")
     assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low), abs=1e-3)
 
@@ -146,7 +146,7 @@ def test_with_one_seed_the_interval_is_scipys() -> None:
         (right[0].astype(float) - right[1],), np.mean, method="percentile", n_resamples=4000, random_state=1
     )
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.005)
-    assert found.one_seed
+    assert found.seeds == 1
 
 
 def test_p_is_scipys() -> None:
@@ -265,17 +265,17 @@ def test_holm_keeps_order_and_never_lowers(p_values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "one_seed", "expected"),
+    ("low", "high", "p", "seeds", "expected"),
     [
-        (0.1, 0.3, 0.01, False, "better"),
-        (0.1, 0.3, 0.06, False, ""),  # the test says no
-        (-0.1, 0.3, 0.01, False, ""),  # other seeds might say no
-        (0.1, 0.3, 0.01, True, ""),  # and were never asked
-        (-0.3, -0.1, 0.9, True, "worse"),  # whatever speaks against the method counts
-        (-0.3, 0.1, 0.01, False, ""),
+        (0.1, 0.3, 0.01, 3, "better"),
+        (0.1, 0.3, 0.06, 3, ""),  # the test says no
+        (-0.1, 0.3, 0.01, 3, ""),  # other seeds might say no
+        (0.1, 0.3, 0.01, 2, ""),  # and were hardly asked
+        (-0.3, -0.1, 0.9, 1, "worse"),  # whatever speaks against the method counts
+        (-0.3, 0.1, 0.01, 3, ""),
     ],
 )
-def test_what_is_said_of_a_difference(low: float, high: float, p: float, one_seed: bool, expected: str) -> None:
-    found = Difference(mean=0, low=low, high=high, p=p, runs=3, one_seed=one_seed, draws_R=np.zeros(1))
+def test_what_is_said_of_a_difference(low: float, high: float, p: float, seeds: int, expected: str) -> None:
+    found = Difference(mean=0, low=low, high=high, p=p, runs=3, seeds=seeds, draws_R=np.zeros(1))
     assert verdict(found, p) == expected
-    assert is_above(found) == (low > 0 and not one_seed)
+    assert is_above(found) == (low > 0 and seeds > 2)

@@ -74,6 +74,10 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "SERVER_SETS", short)
 
 
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("no cell is to be run")
+
+
 def opened(path: Path) -> dict[str, list[str]]:
     """Predictions by task's file."""
     found = {}
@@ -259,6 +263,8 @@ def test_the_best_seed_on_dev_is_submitted(tmp_path: Path, made_up: Callable[...
         assert scores[folder] == max(scores.values())
     with pytest.raises(ValueError, match=r"finished run of small/other; finished are: small/guided, small/plain$"):
         chosen_students(records, "small", "other")
+    diverged = dataclasses.replace(records[0], scores={"dev": {"accuracy": None}}, method="guided", folder=tmp_path / "none")
+    assert chosen_students([diverged, *records, diverged], "small", "guided") == chosen
     (chosen["mrpc"] / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="did not keep its student's weights; run it again with keep_students: true"):
         chosen_students(records, "small", "guided")
@@ -301,6 +307,14 @@ def test_the_command_submits_what_is_finished(
     said = " ".join(answer.out.split())
     assert "SST-2.tsv: 4 predictions" in said
     assert "same prediction for every row: CoLA.tsv, STS-B.tsv," in said
+    monkeypatch.setattr("egkd.experiments.running.run", never)
+    asked = ["glue", "--out", out, "--teacher-init", "none", *flags, "--submission", f"plain={tmp_path / 'a.zip'}"]
+    lost = egkd(*asked, "--set", "keep_students=false")
+    assert (lost.code, "keep_students is false: set it to true" in " ".join(lost.err.split())) == (2, True)
+    (tmp_path / "partial").mkdir()
+    shutil.copytree(directory / "SST-2", tmp_path / "partial" / "SST-2")
+    less = egkd(*asked, "--set", f"tasks.mrpc.data.glue_dir={tmp_path / 'partial'}")
+    assert (less.code, "has no MRPC/test.tsv: a submission needs" in " ".join(less.err.split())) == (2, True)
     wrong = egkd("glue", "--out", out, "--teacher-init", "none", *flags, "--submission", "other=a.zip")
     assert wrong.code
     assert "expected METHOD=ZIP, METHOD one of plain" in " ".join(wrong.err.split())

@@ -206,6 +206,24 @@ def test_a_score_that_is_no_number_counts_as_tried(tmp_path: Path) -> None:
     assert "| plain | 3 of 3 | – | – |" in (tmp_path / "results" / "sweep.md").read_text()
 
 
+@pytest.mark.parametrize(("error", "lost"), [(RuntimeError("no memory"), True), (OSError("disk full"), False)])
+def test_a_trial_that_cannot_be_run_stands_in_nobodys_way(tmp_path: Path, error: Exception, lost: bool) -> None:
+    """Values that cannot work count as tried; what was the machine's fault is taken up again."""
+
+    def fail(folder: Path) -> None:
+        raise error
+
+    broken = Runs(fail)
+    with pytest.raises(type(error), match=str(error)):
+        work(tmp_path, broken)
+    runs = Runs()
+    found = work(tmp_path, runs)
+    assert broken.names() == ["plain/0000"]
+    assert ("plain/0000" in runs.names()) != lost
+    assert [trial.state for trial in found["plain"]] == ["fail" if lost else "complete", "complete", "complete"]
+    assert [trial.state for trial in found["gradient"]] == ["complete"] * 3
+
+
 def test_a_folder_is_one_sweep_s_whose_trials_and_methods_may_become_more(tmp_path: Path) -> None:
     work(tmp_path, Runs())
     for settings, part in (({"seed": 3}, "another sweep (seed)"), ({"trials": 2}, "another sweep (3 trials of each method)")):

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from egkd.experiments.records import Record
 from egkd.experiments.tables import remake, write_results
+from egkd.runs import write_arrays
 
 MadeUp = Callable[..., list[Record]]
 FORMATS = ("md", "tex", "csv", "html")
@@ -93,6 +95,32 @@ def test_what_is_sure_is_marked_and_nothing_else(found: dict[str, Any], folder: 
     assert re.search(r"Significantly worse: labels \(sst2\)[^.]*\.", said)
 
 
+def test_the_best_is_surely_better_than_every_other(tmp_path: Path, made_up: MadeUp) -> None:
+    """Not merely than the next: a third, of which less is known, may be as good."""
+    some = made_up(tmp_path / "a", {"plain": 0, "guided": 0.9}, tasks=("sst2",))
+    few = made_up(tmp_path / "b", {"rare": -0.2}, tasks=("sst2",), seeds=1)
+    methods = results(some, tmp_path)["students"]["small"]
+    assert methods["guided"]["tasks"]["sst2"]["mark"] == "best"
+    methods = results(some + few, tmp_path)["students"]["small"]
+    assert [methods[name]["tasks"]["sst2"]["mark"] for name in ("guided", "plain", "rare")] == ["", "", ""]
+
+
+def test_another_teacher_is_told(tmp_path: Path, made_up: MadeUp) -> None:
+    """An experiment that went on elsewhere, from its results alone, fine-tuned its teachers again."""
+    records = made_up(tmp_path / "a", {"plain": 0, "guided": 0.6}, tasks=("sst2", "mrpc", "stsb"))
+    found = results(records, tmp_path)
+    assert [task["teachers"] for task in found["tasks"].values()] == [1, 1, 1]
+    assert "had the same teacher" not in (tmp_path / "glue.md").read_text()
+    for record in records:
+        if (record.method, record.seed) == ("guided", 2) and record.task != "mrpc":
+            told = dict(np.load(record.folder / "predictions.npz"))
+            told["dev/teacher"] = told["dev/teacher"][::-1] if record.task == "sst2" else told["dev/teacher"] + 1
+            write_arrays(record.folder / "predictions.npz", told)
+    found = results(records, tmp_path)
+    assert [task["teachers"] for task in found["tasks"].values()] == [2, 1, 2]
+    assert "had the same teacher: sst2 (2) and stsb (2)." in (tmp_path / "glue.md").read_text()
+
+
 def test_nobody_below_can_be_read(tmp_path: Path, made_up: MadeUp) -> None:
     results(made_up(tmp_path / "cells", {"plain": 0, "guided": 0.6}), tmp_path)
     assert "Significantly worse: none." in (tmp_path / "glue.md").read_text()
@@ -162,7 +190,7 @@ def test_missing_cells_show_and_are_not_averaged_over(tmp_path: Path, records: l
 def test_one_seed_is_said(tmp_path: Path, made_up: MadeUp) -> None:
     found = results(made_up(tmp_path / "cells", {"plain": 0, "guided": 1.0}, seeds=1), tmp_path)
     cell = found["students"]["small"]["guided"]["tasks"]["sst2"]
-    assert (cell["sd"], cell["mark"], cell["difference"]["one_seed"], cell["difference"]["verdict"]) == (None, "", True, "")
+    assert (cell["sd"], cell["mark"], cell["difference"]["seeds"], cell["difference"]["verdict"]) == (None, "", 1, "")
     assert cell["difference"]["low"] > 0
     assert "rest on one seed" in (tmp_path / "glue.md").read_text()
 

@@ -90,8 +90,9 @@ def glue(
 
     if submission:
         from egkd.experiments.results import records
-        from egkd.experiments.submission import Entry, submit
+        from egkd.experiments.submission import Entry, check_submission, submit
 
+        where = check_submission(grid, out)
         entry = Entry.read(submission, list(grid.students), list(grid.methods))
     console = Console()
     calm()
@@ -107,7 +108,6 @@ def glue(
         console.print(f"{len(failed)} failed; the same command tries them again")
         raise typer.Exit(1)
     if submission:
-        where = grid.base.get("data", {}).get("glue_dir")
         tell = partial(console.print, highlight=False, markup=False)
         written = submit(records(grid, out), entry, glue_dir=where, trust_remote_code=trust_remote_code, tell=tell)
         console.print(f"submission: {escape(str(written))}", highlight=False)
@@ -152,7 +152,8 @@ def _chosen(
             whole[what] = known | {name: entry for each in named for name, entry in each.items()}
     if seeds:
         only["seeds"] = tuple(seeds)
-        whole["seeds"] = sorted({*whole.get("seeds", ()), *seeds})
+        known = whole.get("seeds", ())
+        whole["seeds"] = sorted({*([known] if isinstance(known, int) else known), *seeds})
         for task in only["tasks"] or whole.get("tasks", ()):
             entry = whole["tasks"][task]
             if entry.get("seeds"):

@@ -24,7 +24,8 @@ def load_data(config: DataConfig) -> TaskData:
         data = _with_noise(data, config.label_noise, config.seed)
     if not config.unlabeled:
         return data
-    return with_unlabeled(data, config.unlabeled, text=config.text, text_pair=config.text_pair)
+    own = {"text": config.text, "text_pair": config.text_pair}
+    return with_unlabeled(data, config.unlabeled, **own, limit=config.unlabeled_limit, seed=config.seed)
 
 
 def _labelled(config: DataConfig) -> TaskData:

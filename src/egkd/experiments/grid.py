@@ -197,8 +197,21 @@ class GridConfig(BaseModel):
             return None
         known = ("teacher_init", "data", "teach", "max_length", "trust_remote_code", "seed")
         chosen = {key: settings[key] for key in known if key in settings}
-        data = merge(merge(chosen["data"], self.teacher_data), self._entry(name).teacher_data)
+        data = merge(merge(self._held_out(name) | chosen["data"], self.teacher_data), self._entry(name).teacher_data)
         return _resolved(chosen | {"data": self._limited(data)}, f"the teacher of {name}")
+
+    def _held_out(self, teacher: str) -> dict[str, Any]:
+        """The rows by which students of this teacher are judged, so that it is not trained on them. Raises ValueError."""
+        taught = [task for task in self.tasks if self.teacher_name(task) == teacher]
+        data = {task: self._task_settings(task)["data"] for task in taught}
+        asked = {task: each["held_out"] for task, each in data.items() if isinstance(each, Mapping) and each.get("held_out")}
+        if len(set(asked.values())) > 1:
+            told = ", ".join(f"{task} {held:g}" for task, held in asked.items())
+            raise ValueError(
+                f"the teacher of {teacher} would know rows that judge its students, who hold out different numbers ({told}): "
+                "give them the same data.held_out, or teachers of their own"
+            )
+        return {"held_out": next(iter(asked.values()))} if asked else {}
 
     def _entry(self, task: str) -> TaskEntry:
         return self.tasks.get(task) or TaskEntry()
@@ -213,7 +226,9 @@ class GridConfig(BaseModel):
     def _limited(self, data: Any) -> Any:
         if self.limit is None or not isinstance(data, Mapping):
             return data
-        return {**data} | {name: min(data.get(name) or self.limit, self.limit) for name in ("train_limit", "eval_limit")}
+        return {**data} | {
+            name: min(data.get(name) or self.limit, self.limit) for name in ("train_limit", "eval_limit", "unlabeled_limit")
+        }
 
     def to_yaml(self) -> str:
         """The whole of it, as `grid.yaml` holds it."""

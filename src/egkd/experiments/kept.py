@@ -28,8 +28,8 @@ _DIGITS = 10  # up to so many classes an answer is one digit
 
 
 def finished(cell: Path) -> bool:
-    """Whether a cell's run wrote its last file, here or where its line comes from."""
-    return (cell / "report.html").exists() or (cell / ANSWERS).exists()
+    """Whether a cell's run wrote its last file, here or where its line comes from, and has its figures still."""
+    return (cell / "metrics.json").exists() and ((cell / "report.html").exists() or (cell / ANSWERS).exists())
 
 
 def placeless(config: RunConfig) -> dict[str, Any]:
@@ -38,6 +38,9 @@ def placeless(config: RunConfig) -> dict[str, Any]:
     settings["teacher"] = _placeless(settings["teacher"])
     settings["lessons"] = Path(str(config.lessons)).name
     settings["data"]["glue_dir"] = None
+    for files in ("train", "eval", "unlabeled"):
+        settings["data"][files] = [Path(file).name for file in settings["data"][files]]
+    settings["data"]["also_eval"] = {name: Path(file).name for name, file in settings["data"]["also_eval"].items()}
     return settings
 
 

@@ -38,7 +38,7 @@ def _verdict(found: Mapping[str, Any], student: str, methods: Mapping[str, Any])
 def reading(found: Mapping[str, Any]) -> list[str]:
     """How to read the tables."""
     about, baseline, students = found["about"], found["baseline"], found["students"].values()
-    alone = any(difference["one_seed"] for methods in students for _, _, difference in _compared(methods))
+    alone = any(difference.get("seeds") == 1 for methods in students for _, _, difference in _compared(methods))
     strange = any(task["beside"] for task in found["tasks"].values())
     difference = f"Difference: the method minus {baseline}, same seeds, same examples; in brackets the {about['interval']}"
     return [
@@ -48,6 +48,7 @@ def reading(found: Mapping[str, Any]) -> list[str]:
         f"Averages are over the tasks that a method and {baseline} both have{_partial(found)}.",
         f"{difference} ({about['resamples']:,} resamples).",
         *(["Some comparisons rest on one seed: their intervals say nothing about other seeds."] if alone else []),
+        *_taught_differently(found),
         f"p on a task: {about['test']}. p on average: {about['average_test']}. Correction: {about['correction']}.",
         f"▲ better than {baseline}: {about['better']}. ▼ worse: {about['worse']}.",
         f"Set off: {about['mark']}.",
@@ -55,6 +56,14 @@ def reading(found: Mapping[str, Any]) -> list[str]:
         "Agreement of answers: the share of examples that student and teacher predict alike; in regression the correlation.",
         f"Cost: {about['cost']}; lessons are shared and not in it.",
     ]
+
+
+def _taught_differently(found: Mapping[str, Any]) -> list[str]:
+    """A warning for tasks whose students had several teachers: an experiment that went on elsewhere fine-tuned them again."""
+    several = [f"{name} ({task['teachers']})" for name, task in found["tasks"].items() if task.get("teachers", 1) > 1]
+    if not several:
+        return []
+    return [f"Not all students of a task had the same teacher: {listed(several)}. What differs may be the teachers' doing."]
 
 
 def _scored(name: str, task: Mapping[str, Any]) -> str:

@@ -59,7 +59,15 @@ def grown(grid: GridConfig, out: Path) -> GridConfig:
         return grid
     old = GridConfig.of(read_yaml(out / GRID))
     parts = {name: getattr(old, name) | getattr(grid, name) for name in ("tasks", "students", "methods", "teachers")}
-    return grid.model_copy(update=parts | {"seeds": tuple(sorted({*old.seeds, *grid.seeds}))})
+    for task, entry in grid.tasks.items():
+        known = old.tasks[task].seeds if task in old.tasks else ()
+        if known and entry.seeds:
+            parts["tasks"][task] = entry.model_copy(update={"seeds": _all_of(known, entry.seeds)})
+    return grid.model_copy(update=parts | {"seeds": _all_of(old.seeds, grid.seeds)})
+
+
+def _all_of(*seeds: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({seed for each in seeds for seed in each}))
 
 
 def same(folder: Path, config: RunConfig) -> bool:

@@ -31,7 +31,7 @@ from egkd.experiments.metrics import bootstrap, measured, swap
 
 RESAMPLES = 2000
 LEVEL = 0.95
-FEWEST_SEEDS = 2  # of which "better" can be said
+FEWEST_SEEDS = 3  # of which "better" can be said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Difference:
     p: float
     runs: int
     """Pairs of runs that were compared."""
-    one_seed: bool
-    """Whether some task has one seed alone, so that the interval says nothing about seeds there."""
+    seeds: int
+    """On the task with fewest. With one, the interval says nothing about seeds there."""
     draws_R: np.ndarray
     """What the interval is made of."""
 
@@ -156,7 +156,7 @@ class TaskSample:
             high=high,
             p=float((1 + extreme.sum()) / (1 + self.resamples)),
             runs=len(seeds),
-            one_seed=len(seeds) == 1,
+            seeds=len(seeds),
             draws_R=draws_R,
         )
 
@@ -192,7 +192,7 @@ def average(samples: Sequence[TaskSample], first: str, second: str) -> Differenc
         high=high,
         p=flipped_signs(gains),
         runs=len(gains),
-        one_seed=any(one.one_seed for one in each),
+        seeds=min(one.seeds for one in each),
         draws_R=draws_R,
     )
 
@@ -224,8 +224,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def verdict(difference: Difference, adjusted_p: float) -> str:
     """`better`, `worse`, or nothing where it is open.
 
-    `better` takes at least two seeds on every task, an interval above 0 and an adjusted p below 0.05. `worse` takes an interval
-    below 0 alone, uncorrected: to be strict there would favour the method.
+    `better` takes at least three seeds on every task, an interval above 0 and an adjusted p below 0.05. `worse` takes an
+    interval below 0 alone, uncorrected: to be strict there would favour the method.
     """
     if difference.high < 0:
         return "worse"
@@ -233,8 +233,8 @@ def verdict(difference: Difference, adjusted_p: float) -> str:
 
 
 def is_above(difference: Difference) -> bool:
-    """Whether the interval lies above 0, with at least two seeds on every task."""
-    return difference.low > 0 and not difference.one_seed
+    """Whether the interval lies above 0, with at least three seeds on every task."""
+    return difference.low > 0 and difference.seeds >= FEWEST_SEEDS
 
 
 def _same_examples(runs: Mapping[Run, Mapping[str, Answers]], split: str) -> list[list[Run]]:

@@ -5,6 +5,7 @@ Files and labels as GLUE documents them (https://gluebenchmark.com/faq): classes
 diagnostic set AX (answered by MNLI's student) by name, STS-B as numbers from 0 to 5.
 """
 
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from egkd.config import read_yaml
 from egkd.data import Task
 from egkd.data.glue import LAYOUTS, spelling
 from egkd.data.glue_server import SERVER_SETS, load_server_set
+from egkd.experiments.grid import GridConfig
 from egkd.experiments.records import Record
 from egkd.predict import predict_logits
 from egkd.report.wording import listed
@@ -38,7 +40,7 @@ def chosen_students(records: Sequence[Record], student: str, method: str) -> dic
     for record in records:
         if (record.student, record.method) == (student, method) and record.data in LAYOUTS:
             other = best.get(record.data)
-            if other is None or record.score > other.score:
+            if other is None or math.isnan(other.score) or record.score > other.score:
                 best[record.data] = record
     if not best:
         known = ", ".join(sorted({f"{record.student}/{record.method}" for record in records})) or "none"
@@ -69,6 +71,25 @@ class Entry:
             form = "STUDENT/METHOD=ZIP" if len(students) > 1 else "METHOD=ZIP"
             raise ValueError(f"--submission {flag!r}: expected {form}, {names}")
         return cls(student=student, method=method, out=Path(out))
+
+
+def check_submission(grid: GridConfig, out: Path) -> Path | None:
+    """Refuse, before any cell is run, what would make the submission fail at the end; returns the directory of GLUE's files.
+
+    Raises ValueError, one line, where students are not kept, no task is GLUE's, or a task's test set is not there.
+    """
+    if not grid.keep_students:
+        raise ValueError("a submission is predicted by the students, and keep_students is false: set it to true")
+    sources = [grid.config(cell, out).data for cell in grid.cells()]
+    tasks = {spelling(source.task): source.glue_dir for source in sources if source.task}
+    of_glue = {task: directory for task, directory in tasks.items() if task in LAYOUTS}
+    if not of_glue:
+        raise ValueError(f"nothing to submit for: no task of the grid is one of {', '.join(LAYOUTS)}")
+    for name, test in SERVER_SETS.items():
+        directory = of_glue.get(test.task)
+        if directory is not None and name != "AX.tsv" and load_server_set(name, directory) is None:
+            raise ValueError(f"{directory} has no {'/'.join(test.tsv)}: a submission needs GLUE's test sets")
+    return next((directory for directory in of_glue.values() if directory is not None), None)
 
 
 def submit(

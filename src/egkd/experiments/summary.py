@@ -29,9 +29,9 @@ ABOUT = {
     "test": "paired permutation test: the two methods' answers to an example, of all seeds, change sides; two-sided",
     "average_test": "paired permutation test: whole runs change sides (signs of their differences), over all tasks; two-sided",
     "correction": "Holm, over the methods compared with the baseline on the same task, or on average",
-    "better": "interval above 0, at least two seeds on every task, corrected p below 0.05",
+    "better": "interval above 0, at least three seeds on every task, corrected p below 0.05",
     "worse": "interval below 0, without correction",
-    "mark": "best and second, where the interval of the difference to the next place lies above 0 (at least two seeds)",
+    "mark": "best and second, where the intervals of the differences to all places below lie above 0 (at least three seeds)",
     "cost": "training seconds over the baseline's with the same seed, the median over seeds; on average their geometric mean",
     "explanations": "rank correlation of the student's word scores with the teacher's, by explainer, the mean over examples",
 }
@@ -75,7 +75,19 @@ def _task(records: Sequence[Record]) -> dict[str, Any]:
         "examples": {split: len(found.labels_N) for split, found in first.predictions().items() if split in first.splits},
         "teacher": 100 * float(np.mean(teachers)),
         "teacher_scores": first.teacher_scores,
+        "teachers": _teachers(records),
     }
+
+
+def _teachers(records: Sequence[Record]) -> int:
+    """How many teachers these students had, told by what they answer to the same examples."""
+    heard: dict[bytes, set[bytes]] = {}
+    for record in records:
+        for split, told in record.predictions().items():
+            answers_N = told.teacher_NC[:, 0].round(3) if record.kind == "regression" else told.teacher_NC.argmax(1)
+            asked = f"{split} {record.positive}".encode() + told.labels_N.astype(float).tobytes()
+            heard.setdefault(asked, set()).add(answers_N.tobytes())
+    return max(len(answers) for answers in heard.values())
 
 
 def _student(
@@ -229,15 +241,17 @@ def _compare(cells: Mapping[str, dict[str, Any]], baseline: str, shared: Shared,
             "p": one.p,
             "p_holm": p_holm,
             "runs": one.runs,
-            "one_seed": one.one_seed,
+            "seeds": one.seeds,
             "verdict": verdict(one, p_holm),
         }
 
 
 def _mark(cells: Mapping[str, dict[str, Any]], shared: Shared, difference: Differ) -> None:
-    """Write into `cells` which are best and second, where they are surely better than the next."""
+    """Write into `cells` which are best and second, where they are surely better than all that follow."""
     known = [name for name in cells if cells[name]["mean"] is not None and math.isfinite(cells[name]["mean"])]
     order = sorted(known, key=lambda name: -cells[name]["mean"])
-    for mark, first, following in zip(("best", "second"), order, order[1:], strict=False):
-        if shared(first, following) and is_above(difference(first, following)):
-            cells[first]["mark"] = mark
+    for place, mark in enumerate(("best", "second")):
+        rest = order[place + 1 :]
+        if not rest or not all(shared(order[place], other) and is_above(difference(order[place], other)) for other in rest):
+            return  # nobody is second to a best that is none
+        cells[order[place]]["mark"] = mark

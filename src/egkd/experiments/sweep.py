@@ -63,7 +63,11 @@ def sweep(
     while (turn := worker.next()) is not None:
         tell(f"{turn.method}, trial {turn.number + 1} of {config.trials}: {spelled(turn.values)}")
         try:
-            run(config.run(turn.method, turn.values, out), turn.folder(out))
+            try:
+                run(config.run(turn.method, turn.values, out), turn.folder(out))
+            except (ValueError, RuntimeError):  # these values, or no memory for them: the same call tries others
+                worker.give_up(turn)
+                raise
             score = worker.finish(turn)
         finally:
             turn.lock.release()
@@ -156,6 +160,11 @@ class _Worker:
             for weights in (turn.folder(self.out) / "student").glob("model*.safetensors"):
                 weights.unlink()
         return score
+
+    def give_up(self, turn: _Turn) -> None:
+        """Count a trial as tried that cannot be run."""
+        with self.lock:
+            self._study(turn.method).tell(turn.number, state=self.optuna.trial.TrialState.FAIL)
 
     def trials(self) -> dict[str, list[Trial]]:
         """All trials of every method."""
