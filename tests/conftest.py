@@ -162,7 +162,7 @@ def here() -> type:
     """How an experiment's job is started in this process instead of one of its own; it is over when it has begun."""
 
     class Here:
-        def __init__(self, job: Any, log: Path, threads: int) -> None:
+        def __init__(self, job: Any, log: Path, share: Any) -> None:
             from egkd.experiments.work import do
 
             log.parent.mkdir(parents=True, exist_ok=True)

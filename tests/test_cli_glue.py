@@ -114,13 +114,13 @@ def test_a_failed_cell_is_told_at_the_end(
     egkd: Any, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Any
 ) -> None:
     class Broken(here):
-        def __init__(self, job: Job, log: Path, threads: int) -> None:
+        def __init__(self, job: Job, log: Path, share: Any) -> None:
             if job.config.student == "layers:1":
                 log.parent.mkdir(parents=True)
                 log.write_text("it began well\nCUDA is [out of] memory\n\n")
                 self._code = 1
             else:
-                super().__init__(job, log, threads)
+                super().__init__(job, log, share)
 
     monkeypatch.setattr("egkd.experiments.running.Subprocess", Broken)
     asked = [shop / "grid.yaml", "--tasks", "few", "--methods", "plain", "--seeds", "0", "--out", tmp_path / "out"]
@@ -138,7 +138,7 @@ def test_an_interruption_says_how_to_go_on(egkd: Any, shop: Path, tmp_path: Path
     stopped: list[str] = []
 
     class Interrupted:
-        def __init__(self, job: Job, log: Path, threads: int) -> None:
+        def __init__(self, job: Job, log: Path, share: Any) -> None:
             self.name = job.name
 
         def poll(self) -> int | None:

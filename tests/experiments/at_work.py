@@ -13,7 +13,7 @@ _PROCESSES.set_forkserver_preload(["egkd.pipeline"])
 class Forked:
     """A job in a process; it kills itself before a training step where it is told to."""
 
-    def __init__(self, job: Any, log: Path, threads: int, dies_at: int | None = None) -> None:
+    def __init__(self, job: Any, log: Path, share: Any, dies_at: int | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._process = _PROCESSES.Process(target=work, args=(job.verb, job.folder, log, dies_at))
         self._process.start()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from egkd.experiments import running
 from egkd.experiments.clock import Clock
 from egkd.experiments.grid import GridConfig
 from egkd.experiments.planning import Job, grown, plan
-from egkd.experiments.processes import Subprocess
+from egkd.experiments.processes import Share, Subprocess, gpus
 from egkd.experiments.running import Standing, run
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
@@ -68,9 +69,9 @@ def whole(here: Any, grid: Any, tmp_path_factory: pytest.TempPathFactory) -> tup
     """An experiment that nobody interrupted; which jobs were begun, and what was told."""
     out, begun, told = tmp_path_factory.mktemp("whole") / "out", [], []
 
-    def start(job: Job, log: Path, threads: int) -> Any:
+    def start(job: Job, log: Path, share: Any) -> Any:
         begun.append(job.name)
-        return here(job, log, threads)
+        return here(job, log, share)
 
     assert run(grid(), out, tell=told.append, start=start) == {}
     return out, begun, told
@@ -134,9 +135,9 @@ def test_of_an_experiment_its_results_are_enough(here: Any, whole: Any, grid: An
     for name in ("glue.json", "glue.md", "cells.jsonl"):
         assert (out / "results" / name).read_bytes() == (whole[0] / "results" / name).read_bytes()
 
-    def start(job: Job, log: Path, threads: int) -> Any:
+    def start(job: Job, log: Path, share: Any) -> Any:
         begun.append(job.name)
-        return here(job, log, threads)
+        return here(job, log, share)
 
     few = grid().model_copy(update={"tasks": {"few": grid().tasks["few"]}, "methods": {"labels": {}}, "seeds": (1,)})
     assert run(few, out, tell=str, start=start) == {}
@@ -180,9 +181,9 @@ def test_an_experiment_may_grow_and_remembers_what_it_was(here: Any, whole: Any,
     out, begun = tmp_path / "out", []
     shutil.copytree(whole[0], out)
 
-    def start(job: Job, log: Path, threads: int) -> Any:
+    def start(job: Job, log: Path, share: Any) -> Any:
         begun.append(job.name)
-        return here(job, log, threads)
+        return here(job, log, share)
 
     few = grid().model_copy(update={"tasks": {"few": grid().tasks["few"]}})
     assert run(few.model_copy(update={"methods": {"labels": {}}}), out, tell=str, start=start) == {}
@@ -216,9 +217,9 @@ def test_a_killed_cell_goes_on_and_processes_side_by_side_find_the_same(
     shutil.copytree(whole[0] / "teachers", out / "teachers")
     most: list[int] = []
 
-    def start(job: Job, log: Path, threads: int) -> Forked:
-        threads_of.add(threads)
-        return Forked(job, log, threads, dies_at=3 if job.name == victim else None)
+    def start(job: Job, log: Path, share: Any) -> Forked:
+        threads_of.add(share.threads)
+        return Forked(job, log, share, dies_at=3 if job.name == victim else None)
 
     failed = run(few, out, jobs=2, tell=str, show=lambda now: most.append(len(now.running)), start=start)
     assert list(failed) == [victim]
@@ -249,10 +250,10 @@ def test_what_fails_is_told_stops_nobody_and_is_tried_again(here: Any, whole: An
     for cell in (CELLS[2], CELLS[3]):
         shutil.rmtree(out / "cells" / cell)
 
-    def start(job: Job, log: Path, threads: int) -> Any:
+    def start(job: Job, log: Path, share: Any) -> Any:
         if job.name == CELLS[2]:
             (job.folder / "config.yaml").write_text("teacher: [")
-        return here(job, log, threads)
+        return here(job, log, share)
 
     told: list[str] = []
     standings: list[Standing] = []
@@ -269,7 +270,7 @@ def test_what_fails_is_told_stops_nobody_and_is_tried_again(here: Any, whole: An
 
 def test_without_its_teacher_no_cell_is_begun(grid: Any, tmp_path: Path) -> None:
     class Broken:
-        def __init__(self, job: Job, log: Path, threads: int) -> None:
+        def __init__(self, job: Job, log: Path, share: Any) -> None:
             assert job.name.startswith("teachers/")
 
         def poll(self) -> int | None:
@@ -284,7 +285,7 @@ def test_an_interruption_stops_everybody(grid: Any, tmp_path: Path) -> None:
     did: list[str] = []
 
     class Endless:
-        def __init__(self, job: Job, log: Path, threads: int) -> None:
+        def __init__(self, job: Job, log: Path, share: Any) -> None:
             self.name = job.name
 
         def poll(self) -> int | None:
@@ -309,7 +310,7 @@ def test_a_process_ends_when_it_is_told_to_and_with_whoever_started_it(whole: An
     jobs = plan(grid(), tmp_path / "out")
     for number, end in enumerate((lambda process: process.stop(), lambda process: process._process.stdin.close())):
         jobs[number].claim()
-        process = Subprocess(jobs[number], tmp_path / f"{number}.log", 1)
+        process = Subprocess(jobs[number], tmp_path / f"{number}.log", Share(threads=1))
         assert process.poll() is None
         time.sleep(0.5)
         end(process)
@@ -332,6 +333,65 @@ def test_a_cell_in_a_process_of_its_own_is_an_ordinary_run_whose_student_may_go(
     assert "student/model.safetensors" not in kept
     assert {"student/config.json", "predictions.npz", "metrics.json"} <= set(kept)
     assert run(grid(keep_students=False), out, tell=never, start=never) == {}
+
+
+def test_jobs_side_by_side_share_the_gpus(here: Any, grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees one, the freest; the others' names are those that the command itself was given."""
+    monkeypatch.setattr(running, "gpus", lambda: ["3", "GPU-5"])
+    at_work: dict[str, str] = {}
+    seen: list[str] = []
+
+    class Slow:
+        """A job that is over when asked for the third time."""
+
+        def __init__(self, job: Job, log: Path, share: Any) -> None:
+            self.job, self.asked = job, 0
+            seen.append(share.gpu)
+            at_work[job.name] = share.gpu
+            assert (
+                max(Counter(at_work.values()).values()) - min(Counter(at_work.values()).get(gpu, 0) for gpu in ("3", "GPU-5"))
+                <= 1
+            )
+            here(job, log, share)
+
+        def poll(self) -> int | None:
+            self.asked += 1
+            if self.asked < 3:
+                return None
+            at_work.pop(self.job.name, None)
+            return 0
+
+        def stop(self) -> None:
+            pass
+
+        end = stop
+
+    few = grid().model_copy(update={"tasks": {"few": grid().tasks["few"]}})
+    assert run(few, tmp_path / "out", jobs=3, tell=str, start=Slow) == {}
+    assert set(seen) == {"3", "GPU-5"}
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "found"), [(None, 2, ["0", "1"]), ("3,GPU-5", 2, ["3", "GPU-5"]), ("", 0, []), ("-1", 0, [])]
+)
+def test_gpus_go_by_the_names_they_were_given(
+    named: str | None, count: int, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert gpus() == found
+
+
+def test_a_process_sees_its_share_alone(grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *what, env, **how: given.append(env))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    job = plan(grid(), tmp_path / "out")[0]
+    for gpu in ("1", None):
+        Subprocess(job, tmp_path / "said.log", Share(threads=3, gpu=gpu))
+    assert [(env["OMP_NUM_THREADS"], env["CUDA_VISIBLE_DEVICES"]) for env in given] == [("3", "1"), ("3", "0,1")]
 
 
 def test_one_process_at_a_time_has_the_experiment(whole: Any, grid: Any) -> None:

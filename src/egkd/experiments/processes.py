@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,17 +25,28 @@ class Process(Protocol):
         """Wait until it has stopped, not for ever."""
 
 
-Start = Callable[[Job, Path, int], Process]
-"""Begins a job: what it says goes to the end of a file, it takes so many threads."""
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a job may use of the machine."""
+
+    threads: int
+    gpu: str | None = None
+    """As CUDA_VISIBLE_DEVICES names it; None: whatever there is."""
+
+
+Start = Callable[[Job, Path, Share], Process]
+"""Begins a job: what it says goes to the end of a file."""
 
 
 class Subprocess:
     """A job in a fresh process of this interpreter, which ends with this one, whatever becomes of it."""
 
-    def __init__(self, job: Job, log: Path, threads: int) -> None:
+    def __init__(self, job: Job, log: Path, share: Share) -> None:
         """Begin `job`; what it says goes to the end of `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")}
+        environment = os.environ | {name: str(share.threads) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")}
+        if share.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = share.gpu
         with log.open("ab") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "egkd.experiments.work", job.verb, str(job.folder)],
@@ -72,3 +84,12 @@ def cores() -> int:
     if wanted.isdecimal() and int(wanted):
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """Those that this process sees, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]

@@ -15,7 +15,7 @@ from egkd.experiments.clock import Clock
 from egkd.experiments.grid import Choice, GridConfig
 from egkd.experiments.kept import CELLS, restore
 from egkd.experiments.planning import GRID, Job, grown, plan
-from egkd.experiments.processes import Process, Start, Subprocess, cores
+from egkd.experiments.processes import Process, Share, Start, Subprocess, cores, gpus
 from egkd.experiments.results import Results
 from egkd.runs import read_json, write_text
 
@@ -86,6 +86,21 @@ def run(
     return crew.failed
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A job at work."""
+
+    job: Job
+    process: Process
+    share: Share
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+
 class _Crew:
     """Processes at work, and the jobs that wait for one."""
 
@@ -98,12 +113,13 @@ class _Crew:
         self.out, self.size, self.start = out, size, start
         self.threads = max(1, cores() // size)
         self.clock = Clock(out / DURATIONS)
-        self.running: dict[str, tuple[Job, Process, float]] = {}
+        self.gpus = gpus()
+        self.running: dict[str, _Running] = {}
 
     def finished(self, look: Callable[[], None]) -> Iterator[Job]:
         """Jobs as they end, well or not; new ones are begun in their place before anybody looks at them."""
         while True:
-            over = [(job, code) for job, process, _ in self.running.values() if (code := process.poll()) is not None]
+            over = [(each.job, code) for each in self.running.values() if (code := each.process.poll()) is not None]
             for job, code in over:
                 self._ended(job, code)
             gone = [*(job for job, _ in over), *self._fill()]
@@ -115,8 +131,7 @@ class _Crew:
                 time.sleep(_PAUSE)
 
     def _ended(self, job: Job, code: int) -> None:
-        _, _, began = self.running.pop(job.name)
-        self.seconds[job.name] = time.monotonic() - began
+        self.seconds[job.name] = self.running.pop(job.name).seconds
         self.clock.add(job, self.seconds[job.name], code)
         if job.done:  # what a process says when it leaves matters less than what it has left
             self.done += job.verb == "distill"
@@ -136,11 +151,17 @@ class _Crew:
                 continue
             try:
                 job.claim()
-                self.running[job.name] = job, self.start(job, _log(job, self.out), self.threads), time.monotonic()
+                share = Share(threads=self.threads, gpu=self._freest_gpu())
+                self.running[job.name] = _Running(job, self.start(job, _log(job, self.out), share), share, time.monotonic())
                 self.waiting.remove(job)
             except (ValueError, OSError) as error:
                 self._lose(job, " ".join(str(error).split()), lost)
         return lost
+
+    def _freest_gpu(self) -> str | None:
+        """One for each job, the one with fewest at work: a run by itself would spread over all that it sees."""
+        at_work = [each.share.gpu for each in self.running.values()]
+        return min(self.gpus, key=at_work.count) if len(self.gpus) > 1 else None
 
     def _lose(self, job: Job, why: str, lost: list[Job]) -> None:
         self.waiting.remove(job)
@@ -149,10 +170,10 @@ class _Crew:
 
     def standing(self) -> Standing:
         """How far it is."""
-        now = time.monotonic()
         left = [self.clock.guess(job) for job in self.waiting]
-        left += [None if (all_of := self.clock.guess(job)) is None else max(0.0, all_of - now + began) for job, _, began in
-                 self.running.values()]  # fmt: skip
+        for each in self.running.values():
+            whole = self.clock.guess(each.job)
+            left.append(None if whole is None else max(0.0, whole - each.seconds))
         return Standing(
             done=self.done,
             total=len(self.cells),
@@ -163,10 +184,10 @@ class _Crew:
 
     def stop(self) -> None:
         """End whoever is at work."""
-        for _, process, _ in self.running.values():
-            process.stop()
-        for _, process, _ in self.running.values():
-            process.end()
+        for each in self.running.values():
+            each.process.stop()
+        for each in self.running.values():
+            each.process.end()
 
 
 def _headline(job: Job) -> str:
