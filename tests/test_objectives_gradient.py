@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 from egkd.lessons import stack
 from egkd.models import frozen, log_odds, observe
 from egkd.objectives import GradientGuide, Moment, Teacher
 from egkd.objectives.gradient import gradient_of, scores_at, scores_distance
 from egkd.predict import encode_dataset
+from egkd.step import learn
 from egkd.text import collate, visible_units, width
 
 Setting = Callable[..., tuple[Any, dict[str, Tensor], dict[str, Tensor], Moment]]
@@ -79,6 +80,22 @@ def test_finite_differences_see_the_same_dropout(setting: Setting, monkeypatch: 
         observe(student, batch)
         assert torch.equal(after, torch.rand(1))  # the shifted passes leave the random state as one pass does
     assert torch.cosine_similarity(*found, dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("strategy", ["exact", "finite-difference", "projection"])
+def test_without_dropout_the_student_is_explained_as_it_will_be(setting: Setting, strategy: Any) -> None:
+    """Both the loss and its gradient: those of a student that has no dropout."""
+    guide = GradientGuide(strategy=strategy, attribution="input-x-gradient", dropout=False)
+    student, batch, lesson, moment = setting(guide, dropout=0.3)
+    batch["idx"] = torch.arange(len(batch["input_ids"]))
+    told = []
+    for training in (False, True):
+        student.train(training).zero_grad()
+        loss = learn(student, [guide], batch, {"gradient": lesson}, moment, steps=1, pad_token_id=0)[0]["gradient"]
+        loss.backward()
+        told.append((loss.detach(), [p.grad.clone() for p in student.parameters() if p.grad is not None]))
+    torch.testing.assert_close(told[0], told[1])
+    assert {module.p for module in student.modules() if isinstance(module, nn.Dropout)} == {0.3}
 
 
 def test_projections_are_unbiased_for_the_squared_distance(setting: Setting) -> None:

@@ -25,7 +25,7 @@ from egkd.compatible import check_compatible
 from egkd.heads import HEADS, detach_heads, tie_heads
 from egkd.lessons import stack
 from egkd.models import Seen, frozen, observe
-from egkd.objectives import (
+from egkd.objectives import GradientGuide, (
     OBJECTIVES,
     AttentionMaps,
     HiddenStates,
@@ -428,6 +428,8 @@ def test_attention_and_checkpointing_are_refused_together(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="checkpointing computes layers anew without what attention-maps looks at"):
         check_compatible([AttentionMaps()], settings, has_teacher=True)
     check_compatible([HiddenStates()], settings, has_teacher=True)
+    with pytest.raises(ValueError, match="layers anew with the dropout that gradient does without"):
+        check_compatible([GradientGuide(dropout=False)], settings, has_teacher=True)
 
 
 def test_all_are_known_by_name() -> None:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from egkd.models import Seen, observe
+from egkd.models import Seen, observe, set_dropout
 from egkd.objectives import Labels, Moment, Objective, Taught, Teacher
 from egkd.objectives.base import Lesson
 from egkd.objectives.schedule import Schedule
@@ -48,6 +48,16 @@ class Looking(Plain):
 
 class Deeper(Looking):
     name: ClassVar[str] = "deeper"
+
+
+class Still(Looking):
+    """Looks without dropout."""
+
+    name: ClassVar[str] = "still"
+
+    @property
+    def looks_still(self) -> bool:
+        return True
 
 
 class Copying(Plain):
@@ -128,6 +138,25 @@ def test_all_together_say_what_each_says_alone(step: Step) -> None:
     together = step(*objectives)
     for objective in objectives:
         torch.testing.assert_close(together[objective.name], step(objective)[objective.name], rtol=1e-4, atol=1e-5)
+
+
+def test_who_looks_without_dropout_sees_the_student_as_it_will_be(step: Step, model: nn.Module) -> None:
+    """In a pass of its own: what the others see has its dropout."""
+    expected = step(Looking())["looking"]
+    set_dropout(model.train(), 0.5)
+    passes: list[bool] = []
+    model.register_forward_hook(lambda module, _inputs, _output: passes.append(module.training))
+    torch.manual_seed(0)
+    alone = step(Plain())["plain"]
+    torch.manual_seed(0)
+    terms = step(Plain(), Still())
+    assert passes == [True, True, True]
+    torch.testing.assert_close(terms["still"], expected)
+    torch.testing.assert_close(terms["plain"], alone)
+    assert not torch.isclose(step(Looking())["looking"], expected)
+    both = step(Looking(), Still())
+    torch.testing.assert_close(both["still"], expected)
+    assert not torch.isclose(both["looking"], expected)
 
 
 def test_who_is_not_paid_for_is_not_computed(step: Step, model: nn.Module) -> None:

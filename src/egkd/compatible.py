@@ -24,6 +24,11 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     attending = [objective.name for objective in objectives if "attentions" in objective.needs]
     if attending and checkpointing:
         raise ValueError(f"checkpointing computes layers anew without what {attending[0]} looks at; switch one of them off")
+    still = [objective.name for objective in objectives if objective.looks_still]
+    if still and checkpointing:
+        raise ValueError(
+            f"checkpointing computes layers anew with the dropout that {still[0]} does without; switch one of them off"
+        )
     twice = [objective.name for objective in objectives if objective.differentiates_twice]
     kept = [getattr(args, f"{name}_checkpointing_kwargs", None) or {} for name in ("activation", "gradient")]
     reentrant = any(kwargs.get("use_reentrant", False) for kwargs in kept)

@@ -195,16 +195,19 @@ def observe(
     keep: Collection[str] = (),
     replace_BTD: Tensor | None = None,
     differentiable: bool = False,
+    still: bool = False,
 ) -> Seen:
     """One forward pass, of the first token alone in the last layer where nobody looks at the others.
 
     `keep` names what is wanted beside the logits (see `Need`), `replace_BTD` takes the place of the embedding output,
-    `differentiable` picks kernels that allow a second derivative.
+    `differentiable` picks kernels that allow a second derivative; `still` drops nothing.
     """
     embeddings, layers = "embeddings" in keep, [name for name in ("hidden_states", "attentions") if name in keep]
     inputs = model_inputs(model, batch) | {f"output_{name}": True for name in layers}
     random = _random_state(batch["input_ids"].device) if embeddings and model.training else None
     with ExitStack() as stack:
+        if still:
+            stack.enter_context(without_dropout(model))
         if differentiable:
             stack.enter_context(double_backward())
         if compiled(model) and (keep or replace_BTD is not None):  # a compiled graph cannot be tapped
@@ -220,7 +223,7 @@ def observe(
     def at(embeddings_BTD: Tensor) -> Tensor:
         device = batch["input_ids"].device
         with _same_dropout(random, device), _full_precision(model, device):
-            return observe(model, batch, replace_BTD=embeddings_BTD).logits_BC
+            return observe(model, batch, replace_BTD=embeddings_BTD, still=still).logits_BC
 
     return Seen(
         logits_BC=out.logits,
@@ -273,12 +276,28 @@ def _accelerated(model: nn.Module) -> Any:
 
 def set_dropout(model: nn.Module, share: float) -> None:
     """Drop this share of values in training, everywhere. The config, and so what is saved, keeps the architecture's own."""
+    for module, name in _dropouts(model):
+        setattr(module, name, share)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """While open, nothing is dropped. The model stays in training mode: some recurrent kernels have no gradient without."""
+    kept = [(module, name, getattr(module, name)) for module, name in _dropouts(model)]
+    set_dropout(model, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, share in kept:
+            setattr(module, name, share)
+
+
+def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Where a model's dropout is written: in modules of its own, and as numbers handed to an attention or recurrent kernel."""
     for module in unwrapped(model).modules():
         if isinstance(module, nn.Dropout):
-            module.p = share
-        for name, value in list(vars(module).items()):  # models that hand a number to their attention or recurrent kernel
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, share)
+            yield module, "p"
+        yield from [(module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
 
 
 @contextmanager

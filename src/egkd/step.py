@@ -19,6 +19,10 @@ from egkd.text import Batch, pack
 CLOSE = 0.75  # batches at most so much shorter than another go through the model together with it
 
 
+Look = tuple[tuple[int, ...] | None, bool]
+"""Which examples somebody looks into (places in the batch, None for all), and whether without dropout."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Turn:
     """An objective that is paid for at this step: its factor, the examples it is paid for, and their lesson."""
@@ -161,27 +165,29 @@ def _observe(
     """The logits of the texts as they are, what each turn sees of its own examples, and what it sees of its copies.
 
     Examples that somebody looks into (embeddings, hidden states) make a pass of their own, shared by all who look into
-    the same; the others go through the model together with all copies of about their length.
+    the same; the others go through the model together with all copies of about their length. Who looks without dropout says
+    nothing of how the student answers in training.
     """
-    looks: dict[tuple[int, ...] | None, list[Turn]] = {}
+    looks: dict[Look, list[Turn]] = {}
     for turn in turns:
         if turn.objective.needs:
-            looks.setdefault(None if turn.rows_R is None else tuple(turn.rows_R.tolist()), []).append(turn)
-    looked_at = {rows: _look(model, group) for rows, group in looks.items()}
+            looks.setdefault(_look_of(turn), []).append(turn)
+    looked_at = {look: _look(model, group) for look, group in looks.items()}
     size = len(batch["input_ids"])
     whole = list(range(size)) if rest_R is None else rest_R.tolist()
-    largest = max(looks, key=lambda rows: size if rows is None else len(rows), default=())
+    moving = [rows for rows, still in looks if not still]
+    largest = max(moving, key=lambda rows: size if rows is None else len(rows), default=())
     inside = whole if largest is None else list(largest)
     outside = sorted(set(whole) - set(inside))
     device = batch["input_ids"].device
     rest = [_rows(batch, torch.tensor(outside, device=device)) if len(outside) < size else batch] if outside else []
     found = _packed(model, [*rest, *(copy for own in copies for copy in own)], pad_token_id)
-    parts = [*([looked_at[largest].logits_BC] if inside else []), *found[: len(rest)]]
+    parts = [*([looked_at[largest, False].logits_BC] if inside else []), *found[: len(rest)]]
     logits_BC = parts[0] if len(parts) == 1 and rest_R is None else _in_place(parts or found, inside + outside, size)
     seen = []
     for turn in turns:
         if turn.objective.needs:
-            seen.append(looked_at[None if turn.rows_R is None else tuple(turn.rows_R.tolist())])
+            seen.append(looked_at[_look_of(turn)])
         else:
             seen.append(Seen(logits_BC=logits_BC if turn.rows_R is None else logits_BC[turn.rows_R]))
     views = iter(found[len(rest) :])
@@ -196,11 +202,15 @@ def _in_place(parts: Sequence[Tensor], places: Sequence[int], size: int) -> Tens
     )
 
 
+def _look_of(turn: Turn) -> Look:
+    return None if turn.rows_R is None else tuple(turn.rows_R.tolist()), turn.objective.looks_still
+
+
 def _look(model: nn.Module, group: Sequence[Turn]) -> Seen:
     """One pass for objectives that look into the same examples."""
     needs = {name for turn in group for name in turn.objective.needs}
     twice = any(turn.objective.differentiates_twice for turn in group)
-    return observe(model, group[0].batch, differentiable=twice, keep=needs)
+    return observe(model, group[0].batch, differentiable=twice, keep=needs, still=group[0].objective.looks_still)
 
 
 def _packed(model: nn.Module, batches: Sequence[Batch], pad_token_id: int) -> list[Tensor]:

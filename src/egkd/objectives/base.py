@@ -112,6 +112,11 @@ class Objective(BaseModel, ABC):
         return False
 
     @property
+    def looks_still(self) -> bool:
+        """Whether it looks at what it needs of the student without dropout, by a pass of its own."""
+        return False
+
+    @property
     def differentiates_twice(self) -> bool:
         """Whether learning takes a derivative of a derivative, which not every kernel allows."""
         return False

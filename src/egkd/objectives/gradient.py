@@ -115,6 +115,8 @@ class GradientGuide(Objective):
     signed scores."""
     distance: Distance = "correlation"
     """How scores are compared, see `scores_distance`."""
+    dropout: bool = True
+    """Whether the student is explained under the dropout by which it answers; without any in a pass of its own, F more."""
 
     @model_validator(mode="after")
     def _signed(self) -> "GradientGuide":
@@ -124,6 +126,11 @@ class GradientGuide(Objective):
                     f"{setting} {value!r} is linear in signed scores; set attribution to 'input-x-gradient' with it"
                 )
         return self
+
+    @property
+    def looks_still(self) -> bool:
+        """Where it is to be explained as it will be used."""
+        return not self.dropout
 
     @property
     def differentiates_twice(self) -> bool:
