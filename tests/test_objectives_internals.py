@@ -25,9 +25,10 @@ from egkd.compatible import check_compatible
 from egkd.heads import HEADS, detach_heads, tie_heads
 from egkd.lessons import stack
 from egkd.models import Seen, frozen, observe
-from egkd.objectives import GradientGuide, (
+from egkd.objectives import (
     OBJECTIVES,
     AttentionMaps,
+    GradientGuide,
     HiddenStates,
     Labels,
     Moment,
