@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from egkd.cli.augment import augment
 from egkd.cli.demo import demo
 from egkd.cli.distill import distill
 from egkd.cli.explain import explain
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (demo, distill, explain, glue, submit, sweep, teach):
+for verb in (augment, demo, distill, explain, glue, submit, sweep, teach):
     app.command()(verb)
 app.add_typer(lessons, name="lessons")
 

@@ -46,18 +46,17 @@ class _Words:
     def __init__(self, texts: Dataset, settings: AugmentConfig, mask_word: str | None, draw: Random) -> None:
         self._settings, self._mask_word, self._draw = settings, mask_word, draw
         columns = (texts[name] for name in texts.column_names)
-        found = Counter(text[a:b] for text in itertools.chain(*columns) for a, b in _word_spans(text))
+        found = Counter(text[a:b] for text in itertools.chain(*columns) for a, b in word_spans(text))
         self._words = list(found)
         self._counts = list(itertools.accumulate(found.values()))
 
     def changed(self, row: tuple[str, ...], number: int) -> tuple[str, ...]:
         """A copy of a row; which texts of a pair change goes by its number."""
-        if len(row) == 1:
-            return (self._changed(row[0]),)
-        return tuple(text if number % 3 == 1 - place else self._changed(text) for place, text in enumerate(row))
+        parts = zip(row, changed_parts(len(row), number), strict=True)
+        return tuple(self._changed(text) if changes else text for text, changes in parts)
 
     def _changed(self, text: str) -> str:
-        spans = _word_spans(text)
+        spans = word_spans(text)
         start, end = 0, len(text)
         if spans and self._draw.random() < self._settings.ngram:
             count = min(self._draw.randint(1, self._settings.longest), len(spans))
@@ -80,5 +79,11 @@ class _Words:
         return word
 
 
-def _word_spans(text: str) -> list[tuple[int, int]]:
+def changed_parts(parts: int, number: int) -> list[bool]:
+    """Which texts of a row its copy of this number changes: of a pair the first, the second, both, and so on in turn."""
+    return [parts == 1 or number % 3 != 1 - place for place in range(parts)]
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans of the units of `text` that are no punctuation."""
     return [(a, b) for a, b in unit_spans(text) if any(map(str.isalnum, text[a:b]))]
