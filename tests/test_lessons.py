@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from filelock import Timeout
 
 from egkd.lessons import Lessons, StaleLessons, build_lessons, store
 from egkd.lessons import build as module
-from egkd.lessons.store import read_shard
+from egkd.lessons.store import lock_of, read_shard
 from egkd.models import frozen, observe
 from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
 from egkd.predict import encode_dataset
@@ -174,6 +175,29 @@ def test_lessons_are_built_once_and_only_when_something_changed(build: Any, tiny
     ):
         with pytest.raises(AssertionError, match="built again"):
             build(**change)
+
+
+def test_finished_lessons_are_free_while_others_are_built(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cells of an experiment share soft labels, and each builds its own guide's lessons beside the other."""
+    lessons = build(objectives=[SoftLabels()])["soft-labels"]
+    seen: list[bool] = []
+    teach = GradientGuide.teach
+
+    def look(self: GradientGuide, *what: Any) -> Any:
+        (own,) = lessons.folder.parent.glob("gradient-*")
+        for folder in (lessons.folder, own):
+            lock = lock_of(folder)
+            try:
+                lock.acquire(timeout=0)
+                lock.release()
+                seen.append(True)
+            except Timeout:
+                seen.append(False)
+        return teach(self, *what)
+
+    monkeypatch.setattr(GradientGuide, "teach", look)
+    build(objectives=[SoftLabels(), GradientGuide()])
+    assert set(zip(seen[::2], seen[1::2], strict=True)) == {(True, False)}
 
 
 def test_stale_lessons_are_refused(build: Any, tiny_bert: Any) -> None:

@@ -92,10 +92,13 @@ def build_lessons(
         with team.stage():
             if team.first:
                 root.mkdir(parents=True, exist_ok=True)
-                for folder in sorted(folders.values()):  # everybody takes them in the same order, so nobody waits for ever
-                    locks.enter_context(lock_of(folder))
-                missing = [name for name in wanted if not (folders[name] / MANIFEST).exists()]
-        missing = team.told(missing)
+                for name in sorted(folders, key=folders.__getitem__):  # the same order for all, so nobody waits for ever
+                    with ExitStack() as lock:
+                        lock.enter_context(lock_of(folders[name]))
+                        if not (folders[name] / MANIFEST).exists():  # a finished one is free for others while we build
+                            missing.append(name)
+                            locks.push(lock.pop_all())
+        missing = team.told([name for name in wanted if name in missing])
         if missing:
             with frozen(teacher):
                 plain = Teacher(model=teacher, tokenizer=tokenizer)
