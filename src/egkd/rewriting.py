@@ -30,7 +30,7 @@ from egkd.students import load_tokenizer
 from egkd.students.loading import loaded
 from egkd.text import MAX_LENGTH
 
-AT_ONCE = 32  # masked texts in a pass
+AT_ONCE = 2048  # tokens in a pass, each of which the model answers with its whole vocabulary
 Span = tuple[int, int]
 
 
@@ -162,8 +162,9 @@ class _Writer:
         place_of = {tuple(offset): place for place, offset in enumerate(encoded.pop("offset_mapping"))}
         spans = [span for span in word_spans(text) if span in place_of]
         found: dict[Span, list[str]] = {}
-        for start in range(0, len(spans), AT_ONCE):
-            some = spans[start : start + AT_ONCE]
+        size = max(1, AT_ONCE // max(1, len(encoded["input_ids"])))
+        for start in range(0, len(spans), size):
+            some = spans[start : start + size]
             likely_WK = self._likely(dict(encoded), [place_of[span] for span in some])
             for span, ids in zip(some, likely_WK.tolist(), strict=True):
                 own = text[slice(*span)]
