@@ -1,7 +1,7 @@
 """The tasks' own metrics on thousands of resamples at once.
 
-All but Spearman's correlation are functions of sums over examples, so that a resample is a matrix product: with the counts of a
-bootstrap sample, or with the swaps of a permutation. Tests hold each to scikit-learn's and scipy's on the resampled rows.
+All but Spearman's correlation are functions of sums over examples, so that a resample is a matrix product with the counts of a
+bootstrap sample. Tests hold each to scikit-learn's and scipy's on the resampled rows.
 
 Shapes: R resamples (B of them in memory at once), N examples, M columns (one is a run's answers), C classes, K sums.
 """
@@ -30,25 +30,6 @@ def bootstrap(metric: str, labels_N: np.ndarray, predictions_NM: np.ndarray, res
     return np.concatenate(parts)
 
 
-def swap(
-    metric: str, labels_N: np.ndarray, first_NM: np.ndarray, second_NM: np.ndarray, resamples: int, seed: list[int]
-) -> np.ndarray:
-    """`metric` of the first minus that of the second [R, M], their answers to an example swapped with probability 1/2.
-
-    The same swaps for every column. Answers of a regression are standardised before, for Spearman's correlation their ranks:
-    runs differ in their scale, and what is exchanged must not.
-    """
-    labels_N, first_NM, second_NM = (_ready(metric, values) for values in (labels_N, first_NM, second_NM))
-    moments, value = _SUMS[metric]
-    first_KNM, second_KNM = moments(labels_N, first_NM), moments(labels_N, second_NM)
-    parts = []
-    for swapped_BN in _coins(len(labels_N), resamples, seed):
-        moved_KBM = _sums(swapped_BN, second_KNM - first_KNM)
-        sums = (first_KNM.sum(1)[:, None] + moved_KBM, second_KNM.sum(1)[:, None] - moved_KBM)
-        parts.append(value(sums[0]) - value(sums[1]))
-    return np.concatenate(parts)
-
-
 def measured(metric: str, labels_N: np.ndarray, predictions_NM: np.ndarray) -> np.ndarray:
     """`metric` [M] on the examples as they are."""
     moments, value = _SUMS[metric]
@@ -65,12 +46,6 @@ def _counts(examples: int, resamples: int, seed: list[int]) -> Iterator[np.ndarr
     for size in _blocks(examples, resamples):
         drawn_BN = generator.integers(examples, size=(size, examples)) + examples * np.arange(size)[:, None]
         yield np.bincount(drawn_BN.ravel(), minlength=size * examples).reshape(size, examples).astype(np.float32)
-
-
-def _coins(examples: int, resamples: int, seed: list[int]) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    for size in _blocks(examples, resamples):
-        yield generator.integers(2, size=(size, examples), dtype=np.uint8).astype(np.float32)
 
 
 def _blocks(examples: int, resamples: int) -> list[int]:

@@ -1,7 +1,7 @@
 """How sure it is that one method is better than another.
 
 Two things are random in a score: which examples the evaluation set holds, and the seed of the run. The interval of a difference
-takes both into account, the test asks about the examples (of one task) or the runs (over all tasks); the teacher is given.
+and the test on a task take both into account, the test over all tasks asks about the runs; the teacher is given.
 
 *Interval*: paired hierarchical bootstrap, 95 %, percentiles. Each resample draws examples with replacement, the same for both
 methods and every seed, and seeds with replacement, the same for both methods; the task's metrics are computed anew on each.
@@ -10,10 +10,13 @@ seeds do to single examples is counted with both, so the interval is rather too 
 examples, not seeds, make most of the variance. It never reaches beyond the seeds that were run: where they make all of it, it
 covers the truth in at most 1 - 2^(1 - S) of cases, 75 % for 3 seeds and 94 % for 5.
 
-*Test on a task*: paired permutation test. The answers of the two methods to an example, of all seeds together, change sides
-with probability 1/2; p is the share of such samples, and of the one observed, with a difference at least as large.
+*Test on a task*: Student's t of the difference over its standard error, two-sided. Its variance is that of the mean over seeds,
+s² / S, and that of the bootstrap over examples; degrees of freedom after Satterthwaite (1946, Biometrics Bull. 2), so that few
+seeds that happen to agree prove little. Where seeds make all of the variance, a difference of nothing has p < 0.05 in 7.5 % of
+cases with 3 seeds and in 5.7 % with 5 (normal seeds, 200,000 draws).
 
-*Test over tasks*: the same with whole runs: the difference of a pair of runs changes its sign (scipy.stats.permutation_test).
+*Test over tasks*: paired permutation test of whole runs: the difference of a pair of runs changes its sign
+(scipy.stats.permutation_test).
 
 Shapes: R resamples, N examples, C classes, S seeds.
 """
@@ -26,8 +29,9 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import permutation_test
+from scipy.stats import t as student
 
-from egkd.experiments.metrics import bootstrap, measured, swap
+from egkd.experiments.metrics import bootstrap, measured
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -148,32 +152,29 @@ class TaskSample:
         draws_R = (gains_RS * _seed_weights(len(seeds), self.resamples, [*self._seed, 2])).sum(1)
         low, high = _interval(draws_R)
         mean = float(gains_S.mean())
-        swapped_R = self._swapped(first, second, seeds)
-        extreme = np.abs(swapped_R) >= abs(mean) - 1e-12
         return Difference(
             mean=mean,
             low=low,
             high=high,
-            p=float((1 + extreme.sum()) / (1 + self.resamples)),
+            p=self._p(gains_S, gains_RS),
             runs=len(seeds),
             seeds=len(seeds),
             draws_R=draws_R,
         )
 
-    def _swapped(self, first: str, second: str, seeds: Sequence[int]) -> np.ndarray:
-        """The difference [R] where answers have changed sides."""
-        total_R = np.zeros(self.resamples)
-        for place, (split, groups) in enumerate(self._groups.items()):
-            for number, group in enumerate(groups):
-                here = [seed for method, seed in group if method == first and seed in seeds]
-                if not here:
-                    continue
-                labels_N, first_NM = _columns([self.runs[first, seed][split] for seed in here])
-                _, second_NM = _columns([self.runs[second, seed][split] for seed in here])
-                key = [*self._seed, place, number, 1]
-                for metric in self.metrics:
-                    total_R += swap(metric, labels_N, first_NM, second_NM, self.resamples, key).sum(1)
-        return total_R / (len(seeds) * len(self._groups) * len(self.metrics))
+    def _p(self, gains_S: np.ndarray, gains_RS: np.ndarray) -> float:
+        """Two-sided p of the mean of `gains_S`, whose resamples over examples are `gains_RS`; 1 where it is no number."""
+        seeds = len(gains_S)
+        examples = sum(len(self.runs[groups[0][0]][split].labels_N) for split, groups in self._groups.items())
+        mean, least = abs(gains_S.mean()), 2.0 ** (1 - examples)  # of a sign test, if all examples say the same
+        variances = np.array([gains_S.var(ddof=1) / seeds if seeds > 1 else 0.0, gains_RS.mean(1).var(ddof=1)])
+        whole = variances.sum()
+        if not mean > 0 or not np.isfinite(whole):
+            return 1.0
+        if whole == 0:
+            return least
+        freedom = whole**2 / (variances**2 / [max(seeds - 1, 1), max(examples - 1, 1)]).sum()
+        return float(max(least, 2 * student.sf(mean / np.sqrt(whole), freedom)))
 
 
 def average(samples: Sequence[TaskSample], first: str, second: str) -> Difference:

@@ -26,7 +26,8 @@ ABOUT = {
     "score": "points, 0 to 100: the mean of the task's metrics, for MNLI of both evaluation sets",
     "interval": "95 % percentile interval of a paired hierarchical bootstrap over seeds and evaluation examples, "
     "over examples alone where there is one seed",
-    "test": "paired permutation test: the two methods' answers to an example, of all seeds, change sides; two-sided",
+    "test": "Student's t of the difference over its standard error, of seeds and of a paired bootstrap over examples, with "
+    "Satterthwaite's degrees of freedom; two-sided",
     "average_test": "paired permutation test: whole runs change sides (signs of their differences), over all tasks; two-sided",
     "correction": "Holm, over the methods compared with the baseline on the same task, or on average",
     "better": "interval above 0, at least three seeds on every task, corrected p below 0.05",
