@@ -282,4 +282,4 @@ def test_holm_keeps_order_and_never_lowers(p_values: np.ndarray) -> None:
 def test_what_is_said_of_a_difference(low: float, high: float, p: float, seeds: int, expected: str) -> None:
     found = Difference(mean=0, low=low, high=high, p=p, runs=3, seeds=seeds, draws_R=np.zeros(1))
     assert verdict(found, p) == expected
-    assert is_above(found) == (low > 0 and seeds > 2)
+    assert is_above(found) == (low > 0 and p < 0.05 and seeds > 2)

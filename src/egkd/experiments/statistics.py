@@ -234,8 +234,8 @@ def verdict(difference: Difference, adjusted_p: float) -> str:
 
 
 def is_above(difference: Difference) -> bool:
-    """Whether the interval lies above 0, with at least three seeds on every task."""
-    return difference.low > 0 and difference.seeds >= FEWEST_SEEDS
+    """Whether the interval lies above 0 and p below 0.05, with at least three seeds on every task."""
+    return difference.low > 0 and difference.p < 1 - LEVEL and difference.seeds >= FEWEST_SEEDS
 
 
 def _same_examples(runs: Mapping[Run, Mapping[str, Answers]], split: str) -> list[list[Run]]:

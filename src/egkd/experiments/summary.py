@@ -32,7 +32,8 @@ ABOUT = {
     "correction": "Holm, over the methods compared with the baseline on the same task, or on average",
     "better": "interval above 0, at least three seeds on every task, corrected p below 0.05",
     "worse": "interval below 0, without correction",
-    "mark": "best and second, where the intervals of the differences to all places below lie above 0 (at least three seeds)",
+    "mark": "best and second, where the differences to all places below have intervals above 0 and p below 0.05, uncorrected "
+    "(at least three seeds)",
     "cost": "training seconds over the baseline's with the same seed, the median over seeds; on average their geometric mean",
     "explanations": "rank correlation of the student's word scores with the teacher's, by explainer, the mean over examples",
 }
