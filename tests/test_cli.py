@@ -334,3 +334,11 @@ def test_the_command_line_and_yaml_say_the_same(egkd: Any, monkeypatch: pytest.M
     assert out == tmp_path / "o"
     assert yaml.safe_load(config.to_yaml())["lessons"] == "l"
     assert isinstance(config.data.train, tuple)
+
+
+def test_lines_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of the user's classes may be in brackets, which rich would read as styles."""
+    from egkd.cli.progress import first_console
+
+    first_console().print("labels are 2 classes: [neg], [/s]")
+    assert capsys.readouterr().out == "labels are 2 classes: [neg], [/s]\n"

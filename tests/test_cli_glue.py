@@ -110,6 +110,25 @@ def test_flags_add_to_a_file(egkd: Any, shop: Path, tmp_path: Path) -> None:
     assert list(kept["methods"]) == ["labels", "plain", "perturbation", "plain+minilm", "tinybert"]
 
 
+def test_names_on_the_command_line_are_those_of_the_file(egkd: Any, shop: Path, tmp_path: Path) -> None:
+    """In any spelling; and one name is one student."""
+    asked = ["glue", shop / "grid.yaml", "--methods", "plain", "--seeds", "0", "--out", tmp_path / "out"]
+    assert egkd(*asked, "--tasks", "SST-2", "--students", "mine").code == 0
+    assert cells(tmp_path / "out") == ["sst2/mine/plain/0"]
+    answer = egkd(*asked, "--students", "elsewhere/mine")
+    assert answer.code == 2
+    assert f"students {shop / 'small'} and elsewhere/mine would both be called mine" in answer.err
+
+
+@pytest.mark.parametrize("section", ["tasks", "students", "methods", "seeds"])
+def test_an_empty_section_is_no_section(egkd: Any, shop: Path, tmp_path: Path, section: str) -> None:
+    file = yaml.safe_load((shop / "grid.yaml").read_text()) | {section: None}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(file))
+    answer = egkd("glue", tmp_path / "grid.yaml", "--set", "base.train.max_stepps=1", "--seeds", "0", "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert "Traceback" not in answer.err
+
+
 def test_a_failed_cell_is_told_at_the_end(
     egkd: Any, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Any
 ) -> None:

@@ -1,5 +1,6 @@
 """Lessons on disk: equal to the live teacher, resumed after a kill, refused when stale."""
 
+import copy
 import errno
 import json
 import pickle
@@ -16,6 +17,7 @@ from filelock import Timeout
 
 from egkd.lessons import Lessons, StaleLessons, build_lessons, store
 from egkd.lessons import build as module
+from egkd.lessons.fingerprints import fingerprint_tokenizer
 from egkd.lessons.store import lock_of, read_shard
 from egkd.models import frozen, observe
 from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
@@ -225,3 +227,14 @@ def test_an_empty_text_and_a_single_word_are_taught(build: Any, tokenizer: Any, 
     assert lessons["gradient"].read([0, 1, 2])["scores"].shape == (3, 1, 3)
     assert lessons["perturbation"].read([0, 1, 2])["keep"].shape == (3, 3, 3)
     assert lessons["perturbation"].read([0, 1])["keep"].tolist() == [[[True]] * 3, [[False]] * 3]
+
+
+def test_what_a_tokenizer_cuts_off_and_masks_with_tells_it_from_others(tokenizer: Any) -> None:
+    found = {fingerprint_tokenizer(tokenizer)}
+    for name, value in (("truncation_side", "left"), ("mask_token", "the"), ("pad_token", "the")):
+        other = copy.deepcopy(tokenizer)
+        setattr(other, name, value)
+        found.add(fingerprint_tokenizer(other))
+    assert len(found) == 4
+    tokenizer(["a text", "another one"], padding=True, truncation=True, max_length=3)
+    assert fingerprint_tokenizer(tokenizer) in found

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from egkd.lessons import columns
 from egkd.lessons.columns import Cells, Column, UnfitCell, stack
 from egkd.lessons.rows import Rows
 from egkd.predict import encode_dataset
@@ -41,6 +42,24 @@ def test_cells_come_back_as_they_went(cells: list[np.ndarray], random: Any) -> N
     for row, place in enumerate(order):
         np.testing.assert_array_equal(column.cell(row), cells[place])
         assert column.cell(row).dtype == cells[place].dtype
+
+
+def test_more_numbers_than_a_list_can_count_are_a_large_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "_PLACES", 20)
+    cells = [np.arange(6, dtype=np.float16).reshape(2, 3) + place for place in range(5)]
+    array = Cells.of(cells).to_arrow()
+    assert pa.types.is_list(array.type)  # of ten lists
+    assert pa.types.is_large_list(array.values.type)  # of thirty numbers
+    for place, cell in enumerate(cells):
+        np.testing.assert_array_equal(Column(array).cell(place), cell)
+
+
+def test_cells_of_several_parts_come_in_the_order_asked_for() -> None:
+    cells = [np.full((size, 2), size, dtype=np.float16) for size in (3, 0, 1, 2)]
+    joined = Cells.joined([Cells.of(cells[:2]), Cells.of(cells[2:])], np.array([2, 0, 3, 1]))
+    column = Column(joined.to_arrow())
+    for place, cell in enumerate((cells[2], cells[0], cells[3], cells[1])):
+        np.testing.assert_array_equal(column.cell(place).reshape(-1, 2), cell)
 
 
 def test_a_slice_of_a_column_is_read_from_where_it_begins() -> None:

@@ -84,6 +84,16 @@ def test_observing_is_calling_the_model(tiny_bert: Any, tokenizer: Any, rows: li
     assert hooks(model) == 0
 
 
+@pytest.mark.parametrize("others", [[], ["hidden_states"], ["attentions"], ["projections"]])
+def test_the_same_pass_again_drops_the_same(tiny_bert: Any, tokenizer: Any, rows: list[dict[str, Any]], others: Any) -> None:
+    """Whoever else looked into it."""
+    model = tiny_bert(dropout=0.3).train()
+    seen = observe(model, collate(rows, tokenizer.pad_token_id), keep=["embeddings", *others])
+    assert seen.at is not None
+    assert seen.embeddings_BTD is not None
+    torch.testing.assert_close(seen.at(seen.embeddings_BTD), seen.logits_BC)
+
+
 def test_other_embeddings_can_be_put_in(tiny_bert: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> None:
     model = tiny_bert()
     batch = collate(rows[:2], tokenizer.pad_token_id)

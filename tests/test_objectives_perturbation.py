@@ -17,7 +17,7 @@ from egkd.lessons import stack
 from egkd.models import Seen, frozen, log_odds, observe
 from egkd.objectives import Moment, PerturbationGuide, Teacher
 from egkd.objectives.coefficients import all_coalitions, coefficients_of, shapley_weights
-from egkd.objectives.perturbation import Prepared, draw_masks, outputs_distance, turn_order
+from egkd.objectives.perturbation import Prepared, draw_masks, outputs_distance, teacher_scale, turn_order
 from egkd.objectives.schedule import Schedule
 from egkd.predict import encode_dataset
 from egkd.text import collate, perturb
@@ -378,3 +378,15 @@ def test_one_outputs_loss_by_hand(tokenizer: Any) -> None:
     # log odds: -0.5 against 1 of class 0; 1 against 3 of class 1
     expected = ((1.5 / 2) ** 2 + (2.0 / 2) ** 2) / 2
     assert guide.learn(Seen(logits_BC=torch.zeros(1, 2)), copies, batch, lesson, at(0)).item() == pytest.approx(expected)
+
+
+def test_the_teacher_s_scale_is_that_of_all_texts_in_whatever_order(tiny_bert: Any, tokenizer: Any) -> None:
+    """Also where all texts of one class come first."""
+    texts = ["a lovely film"] * 400 + ["the plot is boring and dull"] * 400
+    dataset = encode_dataset(Dataset.from_dict({"text": texts}), tokenizer, 32)
+    with frozen(tiny_bert()) as model:
+        teacher = Teacher(model=model, tokenizer=tokenizer)
+        sorted_, mixed = (teacher_scale(teacher, each) for each in (dataset, dataset.shuffle(seed=0)))
+        one = teacher_scale(teacher, dataset.select(range(300)))
+    assert sorted_ == pytest.approx(mixed, rel=0.05)
+    assert one == 1.0  # equal texts have no spread

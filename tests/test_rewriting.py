@@ -12,6 +12,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, FillMaskPipeline
 
 from egkd.config_data import DataConfig
+from egkd.data.loading import load_data
 from egkd.rewriting import RewriteConfig, _Writer, rewrite, whole_words
 from egkd.text import unit_spans
 
@@ -41,6 +42,23 @@ def reviews(tmp_path: Path, write_csv: Any) -> DataConfig:
     texts = [TEXT, "a lovely story", "the plot is boring", "we love it", "i hate that movie", "..."] * 4
     write_csv(tmp_path / "train.csv", text=texts, label=["good", "bad"] * 12)
     return DataConfig.model_validate({"train": str(tmp_path / "train.csv"), "eval": str(tmp_path / "train.csv")})
+
+
+def test_rows_that_judge_are_not_rewritten(source: Path, reviews: DataConfig, tmp_path: Path) -> None:
+    held_out = reviews.model_copy(update={"eval": (), "held_out": 12})
+    kept = [text for text in load_data(held_out).train["text"] if text != "..."]  # which has no word
+    counts = [
+        rewrite(data, str(source), tmp_path / f"{place}.jsonl", RewriteConfig(copies=1, replace=1.0))
+        for place, data in enumerate((reviews, held_out))
+    ]
+    assert counts == [20, len(kept)]
+    assert 0 < len(kept) < 12
+
+
+def test_a_length_that_the_model_cannot_read_is_refused(source: Path, reviews: DataConfig, tmp_path: Path) -> None:
+    for length in (0, 4, 1000):
+        with pytest.raises(ValueError, match=rf"^--max-length is {length}, .* reads texts of 5 to 64 tokens$"):
+            rewrite(reviews, str(source), tmp_path / "x.jsonl", RewriteConfig(), max_length=length)
 
 
 def lines(path: Path) -> list[dict[str, str]]:

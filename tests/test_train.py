@@ -1,10 +1,13 @@
 """The loop: invariants that hold whatever is learnt."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from egkd.compatible import check_compatible, use_one_gpu
@@ -118,7 +121,9 @@ def test_what_cannot_be_differentiated_twice_is_refused(tmp_path: Path) -> None:
     settings = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **checkpointing)
     with pytest.raises(ValueError, match="reentrant"):
         check_compatible([Labels(), GradientGuide()], settings, has_teacher=True)
-    for guide in (PerturbationGuide(), GradientGuide(strategy="finite-difference")):
+    with pytest.raises(ValueError, match="reentrant"):  # its gradient by the embeddings is one, too
+        check_compatible([Labels(), GradientGuide(strategy="finite-difference")], settings, has_teacher=True)
+    for guide in (PerturbationGuide(), GradientGuide(strategy="projection", attribution="input-x-gradient")):
         check_compatible([Labels(), guide], settings, has_teacher=True)
 
 
@@ -183,12 +188,31 @@ def test_examples_come_in_the_same_order_whatever_was_drawn_before(run: Any) -> 
         torch.rand(draws)  # what dropout uses up
         loader = trainer.get_train_dataloader()
         for epoch in (0, 1):
-            loader.set_epoch(epoch)
+            trainer.state.epoch = float(epoch)
             epochs.append([batch["idx"].tolist() for batch in loader])
     assert epochs[:2] == epochs[2:]
     assert epochs[0] != epochs[1]
     for batches in epochs:
         assert sorted(idx for batch in batches for idx in batch) == list(range(24))
+
+
+def test_several_processes_resumed_within_an_epoch_go_on_with_its_order(run: Any) -> None:
+    """As Trainer does it: batches are skipped first, then the loader hears of the epoch."""
+    trainer = run([Labels()], trained=False, rows=24, train_sampling_strategy="group_by_length", num_train_epochs=3)
+    loader, seen = trainer.get_train_dataloader(), []
+    for rank in (0, 1):
+        shard = partial(BatchSamplerShard, loader.batch_sampler, num_processes=2, process_index=rank)
+        trainer.state.epoch = 1.0
+        whole = list(shard())
+        trainer.state.epoch = 1.4
+        rest = DataLoader(trainer.train_dataset, batch_sampler=shard(), collate_fn=lambda rows: [row["idx"] for row in rows])
+        rest = skip_first_batches(prepare_data_loader(rest, put_on_device=False), 1)
+        rest.set_epoch(1)
+        assert list(rest) == whole[1:]
+        seen += whole
+    trainer.state.epoch = 0.0
+    assert {index for batch in seen for index in batch} == set(range(24))
+    assert list(BatchSamplerShard(loader.batch_sampler, 2, 0)) != seen[: len(seen) // 2]
 
 
 def test_a_run_resumed_in_its_second_epoch_learns_from_the_same_batches(run: Any) -> None:

@@ -1,6 +1,6 @@
 """What comes in a batch: examples of similar length, padded, with the lessons of their rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,22 +33,19 @@ class ByLength(Sampler[int]):
     """transformers' batches of similar length, in an order that depends on seed, epoch and size of the whole batch alone.
 
     Theirs is drawn from the process's random state: processes that have used up more or fewer numbers, or a resumed run, would
-    each go through the data in another order, and leave some out.
+    each go through the data in another order, and leave some out. It asks for the epoch, because nobody tells it who resumes a
+    run of several processes: they wrap it deeper than Trainer and accelerate look.
     """
 
-    def __init__(self, theirs: LengthGroupedSampler, args: TrainingArguments) -> None:
-        """In the place of `theirs`."""
+    def __init__(self, theirs: LengthGroupedSampler, args: TrainingArguments, epoch: Callable[[], int]) -> None:
+        """In the place of `theirs`; `epoch` says which one begins."""
         self.lengths, self.batch_size = theirs.lengths, theirs.batch_size * args.world_size
         self.seed = args.seed if args.data_seed is None else args.data_seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Every epoch has its own order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        random = torch.Generator().manual_seed(self.seed + self.epoch)
+        random = torch.Generator().manual_seed(self.seed + self.epoch())
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=random))

@@ -29,12 +29,12 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
         raise ValueError(
             f"checkpointing computes layers anew with the dropout that {still[0]} does without; switch one of them off"
         )
-    twice = [objective.name for objective in objectives if objective.differentiates_twice]
+    within = [objective.name for objective in objectives if objective.takes_gradients]
     kept = [getattr(args, f"{name}_checkpointing_kwargs", None) or {} for name in ("activation", "gradient")]
     reentrant = any(kwargs.get("use_reentrant", False) for kwargs in kept)
-    if twice and checkpointing and reentrant:
+    if within and checkpointing and reentrant:
         raise ValueError(
-            f"reentrant checkpointing cannot differentiate twice, which {twice[0]} needs; set use_reentrant to false"
+            f"reentrant checkpointing has no gradient within a step, which {within[0]} needs; set use_reentrant to false"
         )
     explaining = [objective.name for objective in objectives if "embeddings" in objective.needs]
     if explaining and args.ddp_static_graph:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from egkd.config_data import DataConfig, Section
+from egkd.config_data import DataConfig, Section, spelling
 from egkd.presets import PRESETS
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -254,7 +254,8 @@ def _preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     name, data = str(settings.get("preset") or "plain"), settings["data"]
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; {near(name, list(PRESETS))}")
-    return PRESETS[name](data.get("task") if isinstance(data, Mapping) else None)
+    task = data.get("task") if isinstance(data, Mapping) else None
+    return PRESETS[name](spelling(task) if isinstance(task, str) else None)
 
 
 def check(model: type[_Model], settings: Mapping[str, Any], where: str = "") -> _Model:

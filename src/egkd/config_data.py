@@ -1,9 +1,15 @@
 """The `data` section of a run's settings: where examples come from. Imports no torch."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+def spelling(task: str) -> str:
+    """ "STS-B", "sts_b" and "stsb" are one."""
+    return re.sub(r"[^a-z0-9]", "", task.lower())
 
 
 class Section(BaseModel):

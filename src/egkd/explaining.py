@@ -22,10 +22,9 @@ from egkd.explain.selectors import Selector
 from egkd.lessons import fingerprint_model, fingerprint_texts, fingerprint_tokenizer
 from egkd.runs import read_json, write_json
 from egkd.students import load_classifier, load_tokenizer
-from egkd.text import MAX_LENGTH, UNIT_RULE, Kind
+from egkd.text import MAX_LENGTH, MIN_LENGTH, UNIT_RULE, Kind
 
 CHUNK = 256  # texts at a time: enough to be sorted by length, few enough to hold
-MIN_LENGTH = 5  # tokens: the special ones around a pair, and a word of each
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
 ByMethod = dict[str, Explanation]

@@ -90,7 +90,7 @@ def first_token_only(model: nn.Module) -> Iterator[None]:
     (checkpointing), when the context is long gone, that were compiled without it, or that attend by other kernels than torch's.
     """
     own: Any = unwrapped(model)
-    if type(own).__name__ not in _READ_FIRST_TOKEN or _checkpoints(own) or compiled(model):
+    if type(own).__name__ not in _READ_FIRST_TOKEN or checkpoints(own) or compiled(model):
         yield
         return
     block = getattr(own, own.base_model_prefix).encoder.layer[-1].attention
@@ -120,7 +120,8 @@ def _attend_from_first(
     return BertCrossAttention.forward(attention, hidden_BTD[:, :1], hidden_BTD, mask_B1QT, **settings)
 
 
-def _checkpoints(model: nn.Module) -> bool:
+def checkpoints(model: nn.Module) -> bool:
+    """Whether it computes layers anew on the way back."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
@@ -220,10 +221,14 @@ def observe(
         kept = stack.enter_context(tapped_embeddings(model, replace_BTD)) if embeddings or replace_BTD is not None else [None]
         out = model(**inputs)
 
+    others = [name for name in keep if name != "embeddings"]
+
     def at(embeddings_BTD: Tensor) -> Tensor:
         device = batch["input_ids"].device
         with _same_dropout(random, device), _full_precision(model, device):
-            return observe(model, batch, replace_BTD=embeddings_BTD, still=still).logits_BC
+            return observe(
+                model, batch, keep=others, replace_BTD=embeddings_BTD, differentiable=differentiable, still=still
+            ).logits_BC  # who looks at what decides which dropout is drawn
 
     return Seen(
         logits_BC=out.logits,

@@ -28,7 +28,7 @@ from egkd.lessons.fingerprints import fingerprint_model, fingerprint_texts, fing
 from egkd.runs import check_writable, write_text
 from egkd.students import load_tokenizer
 from egkd.students.loading import loaded
-from egkd.text import MAX_LENGTH
+from egkd.text import MAX_LENGTH, MIN_LENGTH
 
 AT_ONCE = 2048  # tokens in a pass, each of which the model answers with its whole vocabulary
 Span = tuple[int, int]
@@ -53,14 +53,15 @@ def rewrite(
     out: Path,
     settings: RewriteConfig,
     *,
-    max_length: int = MAX_LENGTH,
+    max_length: int | None = None,
     trust_remote_code: bool = False,
     tell: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Write copies of the rows to train on into the JSON lines file `out`; returns how many there are.
 
-    Interrupted, the same call goes on. Raises ValueError, one line, for data or a model that cannot be used, before any work.
+    Texts are cut after `max_length` tokens; by default 128, or as many as the model reads. Interrupted, the same call goes on.
+    Raises ValueError, one line, for data or a model that cannot be used, before any work.
     """
     if out.suffix.lower() != ".jsonl":
         raise ValueError(f"--out {out}: expected a file of JSON lines, like copies.jsonl")
@@ -68,6 +69,10 @@ def rewrite(
         raise ValueError(f"{out} exists; delete it or name another file")
     check_writable(out.parent, "--out")
     model, tokenizer = _load(language_model, trust_remote_code)
+    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))
+    max_length = min(MAX_LENGTH, most) if max_length is None else max_length
+    if not MIN_LENGTH <= max_length <= most:
+        raise ValueError(f"--max-length is {max_length}, {language_model} reads texts of {MIN_LENGTH} to {most} tokens")
     found = load_data(data)
     for note in found.notes:
         tell(note)

@@ -20,6 +20,7 @@ Kind = Literal["word", "token"]
 
 SPECIAL = -1  # unit id of special tokens and padding: they belong to no word
 MAX_LENGTH = 128  # tokens; GLUE's usual limit
+MIN_LENGTH = 5  # tokens: the special ones around a pair, and a word of each
 UNIT_RULE = 3  # raised whenever units or their tokens change, because lessons are stored in units
 
 _CJK = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"

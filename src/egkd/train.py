@@ -39,7 +39,7 @@ from egkd.compatible import check_compatible, use_one_gpu
 from egkd.explain.amortised import head_of
 from egkd.heads import attach_heads, without_heads
 from egkd.lessons import Lessons
-from egkd.models import double_backward, observe
+from egkd.models import checkpoints, double_backward, observe, unwrapped
 from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, check_labelled, label_loss
 from egkd.predict import encode_dataset
@@ -161,11 +161,13 @@ class DistillationTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As in Trainer; grouped by length also where several processes share a batch, or a run is resumed."""
         sampler = super()._get_train_sampler(train_dataset)
-        return ByLength(sampler, self.args) if isinstance(sampler, LengthGroupedSampler) else sampler
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        return ByLength(sampler, self.args, epoch=lambda: int(self.state.epoch or 0))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """As in Trainer; what is recomputed in the backward pass (gradient checkpointing) takes the forward pass's kernels."""
-        with double_backward() if self._differentiates_twice else nullcontext():
+        with double_backward() if self._differentiates_twice and checkpoints(unwrapped(model)) else nullcontext():
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(

@@ -204,7 +204,20 @@ def test_a_teacher_does_not_learn_the_rows_that_judge_its_students() -> None:
     assert known is not None
     assert known.data.held_out is None
     tasks["few"]["data"] = {"held_out": 0.5}
-    with pytest.raises(ValueError, match=r"^the teacher of sst2 would know rows .* \(many 40, few 0.5\): give them the same"):
+    with pytest.raises(ValueError, match=r"\(many 40 by data.seed 0, few 0.5 by data.seed 0\): give them the same"):
+        grid(tasks=tasks).teacher_config("few")
+
+
+def test_the_rows_that_judge_are_those_of_the_students_seed() -> None:
+    tasks: dict[str, Any] = {
+        "sst2": {"data": {"held_out": None}},
+        "few": {"task": "sst2", "teacher_of": "sst2", "data": {"held_out": 40, "seed": 1}},
+    }
+    trained = grid(tasks=tasks).teacher_config("few")
+    assert trained is not None
+    assert (trained.data.held_out, trained.data.seed) == (40, 1)
+    tasks["sst2"] = {"data": {"held_out": 40}}
+    with pytest.raises(ValueError, match=r"hold out different ones \(sst2 40 by data.seed 0, few 40 by data.seed 1\)"):
         grid(tasks=tasks).teacher_config("few")
 
 
@@ -253,6 +266,9 @@ def test_a_grid_is_kept_whole() -> None:
         ({"teachers": {"mprc": "x"}}, "unknown task 'mprc'; did you mean 'mrpc'?"),
         ({"sedes": [1]}, "unknown setting 'sedes'; did you mean 'seeds'?"),
         ({"limit": 0}, "limit: Input should be greater than 0, found 0"),
+        ({"students": ["a/student", "b/student"]}, "students a/student and b/student would both be called student"),
+        ({"students": None}, "students: Input should be a valid dictionary"),
+        ({"tasks": {"mrpc": 3}}, "tasks.mrpc"),
     ],
 )
 def test_a_bad_grid_is_refused_in_a_line(settings: dict[str, Any], said: str) -> None:

@@ -15,7 +15,7 @@ from egkd.experiments.kept import ANSWERS, CELLS, arrays_of, finished, keep, res
 from egkd.experiments.records import read_record
 from egkd.experiments.statistics import RESAMPLES
 from egkd.experiments.tables import write_results
-from egkd.runs import write_arrays
+from egkd.runs import write_arrays, write_json
 
 Make = Callable[..., Path]
 NAMES = ["mnli/small/plain/0", "sst2/small/plain/0", "stsb/small/plain/1"]
@@ -144,6 +144,27 @@ def test_a_restoring_that_was_killed_is_done_again(out: Path, tmp_path: Path, mo
             restore(elsewhere)
     restore(elsewhere)
     assert all(finished(elsewhere / "cells" / name) for name in NAMES)
+
+
+def test_a_restoring_that_was_cut_short_loses_no_cell(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between two cells: what is there then is not taken for the whole."""
+    keep(out)
+    elsewhere, calls = moved(out, tmp_path / "elsewhere"), []
+
+    def killed(path: Path, value: Any) -> None:
+        calls.append(path)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kept, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            restore(elsewhere)
+    keep_lines = (elsewhere / CELLS).read_bytes()
+    restore(elsewhere)
+    keep(elsewhere)
+    assert (elsewhere / CELLS).read_bytes() == keep_lines
 
 
 def test_what_is_there_is_left_alone(out: Path) -> None:

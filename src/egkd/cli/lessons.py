@@ -81,10 +81,9 @@ def build(
     console = first_console()
     calm()
     with bars(console) as progress:
-        tell = partial(console.print, markup=False, highlight=False)
-        built = lecture(config, root, tell=tell, progress=partial(progress, "lessons"))
+        built = lecture(config, root, tell=console.print, progress=partial(progress, "lessons"))
     for one in built.values():
-        console.print(f"lessons: {one.folder}", markup=False, highlight=False)
+        console.print(f"lessons: {one.folder}")
 
 
 @app.command("list")

@@ -40,8 +40,8 @@ class Bars:
 
 
 def first_console() -> Console:
-    """Where lines and bars go: the terminal, in the first of several processes alone."""
-    return Console(quiet=os.environ.get("RANK", "0") != "0")
+    """Where lines and bars go: the terminal, in the first of several processes alone. Lines are shown as they are."""
+    return Console(quiet=os.environ.get("RANK", "0") != "0", markup=False, highlight=False)
 
 
 @contextmanager

@@ -28,24 +28,21 @@ def sweep(
     config = SweepConfig.of(chosen)
     from functools import partial
 
-    from rich.console import Console
-    from rich.markup import escape
-
     from egkd import pipeline
-    from egkd.cli.progress import bars, calm
+    from egkd.cli.progress import bars, calm, first_console
     from egkd.experiments import sweep as sweeping
     from egkd.experiments.chosen import best
     from egkd.experiments.space import spelled
 
-    console = Console()
+    console = first_console()
     sweeping.check_runs(config, out)
     calm()
     with bars(console) as progress:
         run = partial(pipeline.distill, progress=progress)
         teach = partial(pipeline.teach, progress=progress)
-        found = sweeping.sweep(config, out, run, teach=teach, tell=lambda line: console.print(escape(line), highlight=False))
+        found = sweeping.sweep(config, out, run, teach=teach, tell=console.print)
     for method, its in found.items():
         trial = best(its)
         told = "no trial has a score" if trial is None else f"{trial.score:.4f} with {spelled(trial.values) or 'no values'}"
-        console.print(escape(f"{method}: {told}"), highlight=False)
+        console.print(f"{method}: {told}")
     console.print(f"results: {out / 'results'}")

@@ -14,6 +14,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 from egkd.config import did_you_mean
+from egkd.config_data import spelling
 from egkd.data import Task, TaskData, as_dataset, sample
 
 HUB = "nyu-mll/glue"
@@ -115,11 +116,6 @@ def load_glue(
         evals={each: sample(dataset, eval_limit, seed) for each, dataset in splits.items()},
         notes=tuple(notes),
     )
-
-
-def spelling(name: str) -> str:
-    """ "STS-B", "sts_b" and "stsb" are one."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _from_hub(task: Task, layout: Layout, evals: tuple[str, ...]) -> tuple[dict[str, Dataset], list[str]]:

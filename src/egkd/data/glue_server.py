@@ -6,7 +6,8 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from egkd.data.glue import HUB, LAYOUTS, spelling
+from egkd.config_data import spelling
+from egkd.data.glue import HUB, LAYOUTS
 
 
 @dataclass(frozen=True, kw_only=True)

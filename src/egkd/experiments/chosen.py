@@ -48,28 +48,33 @@ def write_results(config: SweepConfig, out: Path, trials: Mapping[str, Sequence[
 def grid_of(config: SweepConfig, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Settings of a grid that runs the methods with the values chosen for this task, judged on its own evaluation data.
 
-    Laid over one another, grids of several tasks make one.
+    Laid over one another, grids of several tasks make one: each task keeps the settings that its sweep had.
     """
-    base = {name: value for name, value in config.base.items() if name not in ("data", "student", "teacher", "seed")}
+    run = {name: value for name, value in config.base.items() if name not in ("data", "student", "teacher", "seed", "evaluate")}
     data = {name: value for name, value in config.base["data"].items() if name != "held_out"}
-    task = str(data.get("task") or student_name(Path(_first(data.get("train") or data.get("eval"))).stem))
+    task, teacher = _task(data), config.base.get("teacher")
     student = str(config.base.get("student", "layers:3"))
-    entry = {"data": data, "methods": {method: nested(values) for method, values in chosen.items() if values}}
+    own = {"methods": {method: nested(values) for method, values in chosen.items() if values}}
     grid: dict[str, Any] = {
-        "tasks": {task: entry},
+        "tasks": {task: {"data": data} | run | ({"teacher": list(teacher)} if isinstance(teacher, list | tuple) else {}) | own},
         "students": {student_name(student): student},
         "methods": {method: {k: v for k, v in config.methods[method].items() if k != "space"} for method in chosen},
-        "base": base,
+        "base": {name: config.base[name] for name in ("evaluate",) if name in config.base},
     }
-    if config.base.get("teacher"):
-        grid["teachers"] = {task: str(config.base["teacher"])}
+    if isinstance(teacher, str | Path):
+        grid["teachers"] = {task: str(teacher)}
     if "plain" not in chosen and chosen:
         grid["baseline"] = next(iter(chosen))
     return grid
 
 
-def _first(files: Any) -> str:
-    return str(files if isinstance(files, str | Path) else files[0])
+def _task(data: Mapping[str, Any]) -> str:
+    """A name for a task: GLUE's, or of one's own files as tables call it, the folder's where the file is called train."""
+    if data.get("task"):
+        return str(data["task"])
+    files = data.get("train") or data.get("eval") or "train"
+    file = Path(files if isinstance(files, str | Path) else files[0]).absolute()
+    return student_name(file.parent.name if file.stem.lower() == "train" else file.stem)
 
 
 def _whole(config: SweepConfig, out: Path, trials: Mapping[str, Sequence[Trial]], metric: str) -> dict[str, Any]:

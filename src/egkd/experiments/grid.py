@@ -1,7 +1,7 @@
 """An experiment, described: tasks × students × methods × seeds, and the run that each cell is. Imports no torch."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -36,6 +36,11 @@ class TaskEntry(BaseModel):
     """The task whose teacher teaches here too, however much of the data its students get."""
     teacher_data: dict[str, Any] = Field(default_factory=dict)
     """What is different in `data` when the teacher is fine-tuned."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _one_seed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -197,21 +202,25 @@ class GridConfig(BaseModel):
             return None
         known = ("teacher_init", "data", "teach", "max_length", "trust_remote_code", "seed")
         chosen = {key: settings[key] for key in known if key in settings}
-        data = merge(merge(self._held_out(name) | chosen["data"], self.teacher_data), self._entry(name).teacher_data)
+        data = merge(merge(chosen["data"] | self._held_out(name), self.teacher_data), self._entry(name).teacher_data)
         return _resolved(chosen | {"data": self._limited(data)}, f"the teacher of {name}")
 
     def _held_out(self, teacher: str) -> dict[str, Any]:
         """The rows by which students of this teacher are judged, so that it is not trained on them. Raises ValueError."""
         taught = [task for task in self.tasks if self.teacher_name(task) == teacher]
         data = {task: self._task_settings(task)["data"] for task in taught}
-        asked = {task: each["held_out"] for task, each in data.items() if isinstance(each, Mapping) and each.get("held_out")}
+        asked = {
+            task: (each["held_out"], each.get("seed", 0))
+            for task, each in data.items()
+            if isinstance(each, Mapping) and each.get("held_out")
+        }
         if len(set(asked.values())) > 1:
-            told = ", ".join(f"{task} {held:g}" for task, held in asked.items())
+            told = ", ".join(f"{task} {held} by data.seed {seed}" for task, (held, seed) in asked.items())
             raise ValueError(
-                f"the teacher of {teacher} would know rows that judge its students, who hold out different numbers ({told}): "
-                "give them the same data.held_out, or teachers of their own"
+                f"the teacher of {teacher} would know rows that judge its students, who hold out different ones ({told}): "
+                "give them the same data.held_out and data.seed, or teachers of their own"
             )
-        return {"held_out": next(iter(asked.values()))} if asked else {}
+        return dict(zip(("held_out", "seed"), next(iter(asked.values())), strict=True)) if asked else {}
 
     def _entry(self, task: str) -> TaskEntry:
         return self.tasks.get(task) or TaskEntry()
@@ -242,10 +251,25 @@ def entries(what: str, value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, list | tuple):
-        value = {student_name(str(each)): each for each in value} if what == "students" else {str(each): {} for each in value}
+        value = _named_students(value) if what == "students" else {str(each): {} for each in value}
     if not isinstance(value, Mapping):
         return value
     return {str(name): {"student": entry} if isinstance(entry, str) else entry or {} for name, entry in value.items()}
+
+
+def _named_students(specs: Iterable[Any]) -> dict[str, Any]:
+    """By the names that they get. Raises ValueError where two would have one name."""
+    named: dict[str, Any] = {}
+    for spec in specs:
+        there = named.setdefault(student_name(str(spec)), spec)
+        if there != spec:
+            raise ValueError(one_name(student_name(str(spec)), there, spec))
+    return named
+
+
+def one_name(name: str, first: Any, second: Any) -> str:
+    """What is said where two students would have one name."""
+    return f"students {first} and {second} would both be called {name}; name them in a file: students: {{one: {first}, …}}"
 
 
 def student_name(spec: str) -> str:

@@ -66,21 +66,23 @@ def keep(out: Path) -> None:
 
 
 def restore(out: Path) -> None:
-    """Make the cells that have a line in `CELLS` of `out` and no folder there.
+    """Make the folder `cells` of `out`, where there is none, from the lines in `CELLS`: whole, or not at all.
 
     Raises ValueError, in one line, where the file is broken; nothing is then written.
     """
-    lines = _read(out / CELLS) if (out / CELLS).exists() else {}
-    found = {name: _parsed(line, out / CELLS) for name, line in lines.items() if not (out / "cells" / name).exists()}
+    if (out / "cells").exists() or not (out / CELLS).exists():
+        return
+    found = {name: _parsed(line, out / CELLS) for name, line in _read(out / CELLS).items()}
+    unfinished = out / ".cells.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
     for name, line in found.items():
-        folder = out / "cells" / name
-        unfinished = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write_text(unfinished / "config.yaml", yaml.safe_dump(line["config"], sort_keys=False, allow_unicode=True))
-        write_json(unfinished / "metrics.json", line["metrics"])
-        write_json(unfinished / ANSWERS, line["answers"])
-        unfinished.replace(folder)
+        folder = unfinished / name
+        folder.mkdir(parents=True)
+        write_text(folder / "config.yaml", yaml.safe_dump(line["config"], sort_keys=False, allow_unicode=True))
+        write_json(folder / "metrics.json", line["metrics"])
+        write_json(folder / ANSWERS, line["answers"])
+    unfinished.replace(out / "cells")
 
 
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:

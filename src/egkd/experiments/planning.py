@@ -1,18 +1,20 @@
 """What of a grid is still to be done, in which order; and everything that is refused before any of it begins."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from transformers import TrainingArguments
 
 from egkd import pipeline
-from egkd.checks import check_between, objectives_of, rehearse, training_arguments
+from egkd.checks import check_between, choose_best_by, objectives_of, rehearse, training_arguments
 from egkd.compatible import check_compatible
 from egkd.config import RunConfig, read_yaml, resolve
 from egkd.data import TaskData
 from egkd.data.loading import load_data
-from egkd.experiments.grid import Cell, Choice, GridConfig
+from egkd.experiments.grid import Cell, Choice, GridConfig, TaskEntry
 from egkd.experiments.kept import finished, placeless
 from egkd.objectives import Objective
 from egkd.runs import check_free, check_writable, claim, write_text
@@ -60,9 +62,10 @@ def grown(grid: GridConfig, out: Path) -> GridConfig:
     old = GridConfig.of(read_yaml(out / GRID))
     parts = {name: getattr(old, name) | getattr(grid, name) for name in ("tasks", "students", "methods", "teachers")}
     for task, entry in grid.tasks.items():
-        known = old.tasks[task].seeds if task in old.tasks else ()
-        if known and entry.seeds:
-            parts["tasks"][task] = entry.model_copy(update={"seeds": _all_of(known, entry.seeds)})
+        known = old.tasks[task] if task in old.tasks else TaskEntry()
+        if task in old.tasks and (known.seeds or entry.seeds):
+            seeds = _all_of(known.seeds or old.seeds, entry.seeds or grid.seeds)
+            parts["tasks"][task] = entry.model_copy(update={"seeds": seeds})
     return grid.model_copy(update=parts | {"seeds": _all_of(old.seeds, grid.seeds)})
 
 
@@ -94,8 +97,9 @@ def plan(grid: GridConfig, out: Path, only: Choice | None = None) -> list[Job]:
     if not cells:
         raise ValueError("the grid has no such cell: methods are left out by their tasks, or there is no such seed")
     check_writable(out, "--out")
-    _check_old(grown(grid, out), out)
-    checks = _Checks(grid, out)
+    whole = grown(grid, out)
+    _check_old(whole, out)
+    checks = _Checks(whole, out, cells)
     by_task: dict[str, list[Job]] = {}
     for cell in cells:
         by_task.setdefault(cell.task, []).append(checks.job(cell))
@@ -122,8 +126,8 @@ def _check_same(folder: Path, config: RunConfig) -> None:
 class _Checks:
     """Looks at every cell; what cells share is looked at once."""
 
-    def __init__(self, grid: GridConfig, out: Path) -> None:
-        self.grid, self.out = grid, out
+    def __init__(self, grid: GridConfig, out: Path, cells: Sequence[Cell]) -> None:
+        self.grid, self.out, self.cells = grid, out, cells
         self._data: dict[str, TaskData] = {}
         self._seen: set[tuple[str, ...]] = set()
 
@@ -134,14 +138,15 @@ class _Checks:
             objectives = objectives_of(config)
             config = pipeline.resolved(config, objectives)
             folder = cell.folder(self.out)
-            own = str(self.grid.teacher_folder(cell.task, self.out) / "teacher") == config.teacher
+            tuned = self.grid.teacher_config(cell.task) is not None
+            own = tuned and str(self.grid.teacher_folder(cell.task, self.out) / "teacher") == config.teacher
             job = Job(
                 name=str(cell),
                 verb="distill",
                 folder=folder,
                 config=config,
                 kinds=(f"{cell.task}/{cell.student}/{cell.method}", f"{cell.student}/{cell.method}", "distill"),
-                cost=0.0 if finished(folder) else _cost(config.train_arguments, self._rows(config)),
+                cost=0.0 if finished(folder) else _cost(_arguments(config, folder), self._rows(config)),
                 after=self.grid.teacher_folder(cell.task, self.out) if own else None,
             )
             if not job.done and (cell.task, cell.student, cell.method) not in self._seen:
@@ -155,11 +160,12 @@ class _Checks:
     def _check(self, cell: Cell, job: Job, objectives: list[Objective]) -> None:
         """What `pipeline.distill` checks, and once for all seeds."""
         _check_same(job.folder, job.config)
-        arguments = training_arguments(job.config.train_arguments, job.folder / "checkpoints", "train")
+        arguments = _arguments(job.config, job.folder)
         check_compatible([objective for objective in objectives if objective.weight > 0], arguments, has_teacher=True)
         config = self._standing(job)
         source = config.teacher or str(config.teacher_init)
         data = self.data(config)
+        choose_best_by(arguments, data)
         try:
             check_between(config, objectives, data.task)
         except ValueError as error:
@@ -167,15 +173,19 @@ class _Checks:
         if (cell.task, cell.student) not in self._seen:
             self._seen.add((cell.task, cell.student))
             check_student(config.student, source, trust_remote_code=config.trust_remote_code)
-            rehearse(config, source, self._all_objectives(cell), data)
+            rehearse(*self._most(cell, config), data)
         if config.teacher and (cell.task, "teacher") not in self._seen:
             self._seen.add((cell.task, "teacher"))
             pipeline.in_teachers_order(config.teacher, data, config.trust_remote_code)
 
-    def _all_objectives(self, cell: Cell) -> list[Objective]:
-        """Of every method that this cell's student learns by on its task."""
-        methods = [method for method in self.grid.methods if method not in self.grid.tasks[cell.task].without]
-        return [each for method in methods for each in objectives_of(self.grid.config(replace(cell, method=method), self.out))]
+    def _most(self, cell: Cell, config: RunConfig) -> tuple[RunConfig, str, list[Objective]]:
+        """What `rehearse` is to look at for a cell: of every method that its student is to learn by, objectives and copies."""
+        methods = dict.fromkeys(each.method for each in self.cells if (each.task, each.student) == (cell.task, cell.student))
+        runs = [self.grid.config(replace(cell, method=method), self.out) for method in methods]
+        masked = [run.data.augment for run in runs if run.data.augment.copies and run.data.augment.mask]
+        if masked:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"augment": masked[0]})})
+        return config, config.teacher or str(config.teacher_init), [each for run in runs for each in objectives_of(run)]
 
     def _standing(self, job: Job) -> RunConfig:
         """The cell's settings, with the encoder in the place of a teacher that is still to be fine-tuned."""
@@ -195,9 +205,10 @@ class _Checks:
         name = f"teachers/{self.grid.teacher_name(task)}"
         try:
             config = pipeline.resolved(config, objectives_of(config))
-            training_arguments(config.teach_arguments, folder, "teach")
+            arguments = training_arguments(config.teach_arguments, folder, "teach")
+            choose_best_by(arguments, self.data(config))
             _check_same(folder, config)
-            cost = _cost(config.teach_arguments, len(self.data(config).train))
+            cost = _cost(arguments, len(self.data(config).train))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         yield Job(name=name, verb="teach", folder=folder, config=config, kinds=(name, "teach"), cost=cost)
@@ -214,7 +225,11 @@ class _Checks:
         return self._data[key]
 
 
-def _cost(arguments: dict[str, Any], rows: int) -> float:
+def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
+    return training_arguments(config.train_arguments, folder / "checkpoints", "train")
+
+
+def _cost(arguments: TrainingArguments, rows: int) -> float:
     """Rows, each as often as it is trained on."""
-    steps = float(arguments.get("max_steps", 0))
-    return steps * arguments["per_device_train_batch_size"] if steps > 0 else float(arguments["num_train_epochs"]) * rows
+    steps = float(arguments.max_steps)
+    return steps * arguments.per_device_train_batch_size if steps > 0 else float(arguments.num_train_epochs) * rows

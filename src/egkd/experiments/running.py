@@ -59,7 +59,7 @@ def run(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected 1 or more")
     whole = grown(grid, out)
-    if (out / CELLS).exists() and not (out / "cells").exists():
+    if (out / CELLS).exists():
         with _held(out):
             restore(out)
     work = plan(grid, out, only)

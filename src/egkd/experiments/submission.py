@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from egkd.config import read_yaml
+from egkd.config_data import spelling
 from egkd.data import Task
-from egkd.data.glue import LAYOUTS, spelling
+from egkd.data.glue import LAYOUTS
 from egkd.data.glue_server import SERVER_SETS, load_server_set
 from egkd.experiments.grid import GridConfig
 from egkd.experiments.records import Record

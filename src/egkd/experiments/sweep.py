@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from egkd.config import RunConfig, read_yaml
+from egkd.config import RunConfig, near, read_yaml
 from egkd.experiments.chosen import Trial, grid_of, write_results
 from egkd.experiments.grid import GridConfig
 from egkd.experiments.space import Range, Space, SweepConfig, ends, spelled
@@ -239,6 +239,7 @@ def check_runs(config: SweepConfig, out: Path) -> None:
     """Refuse settings that no run would take, at both ends of every range. Raises ValueError, one line."""
     from egkd.checks import objectives_of, training_arguments
 
+    _check_metric(config)
     GridConfig.of(grid_of(config, {method: {} for method in config.methods}))  # the names of methods name folders
     for method in config.methods:
         for values in ends(config.space_of(method)):
@@ -248,3 +249,13 @@ def check_runs(config: SweepConfig, out: Path) -> None:
                 training_arguments(run.train_arguments, out / "checkpoints", "train")
             except ValueError as error:
                 raise ValueError(f"{method} with {spelled(values) or 'no values'}: {error}") from None
+
+
+def _check_metric(config: SweepConfig) -> None:
+    """Refuse a metric that no trial will measure. Raises ValueError."""
+    from egkd.data.loading import load_data
+
+    if config.metric is not None:
+        task = load_data(config.run(next(iter(config.methods)), {}, Path()).data).task
+        if config.metric not in task.metrics:
+            raise ValueError(f"metric: unknown metric {config.metric!r}; {near(config.metric, task.metrics)}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 LARGEST = float(np.finfo(np.float16).max)
+_PLACES = np.iinfo(np.int32).max  # numbers that a list of Arrow can count; a large list has no end
 _EXACT = 2048  # whole numbers up to here are the same in float16
 
 
@@ -94,13 +95,9 @@ class Cells:
     @classmethod
     def joined(cls, parts: Sequence["Cells"], order_N: np.ndarray) -> "Cells":
         """The cells of all parts, those at the places `order_N`, in that order."""
-        values_V = np.concatenate([part.values_V for part in parts])
+        cells = [cell_V for part in parts for cell_V in np.split(part.values_V, part.sizes_ND.prod(axis=1).cumsum()[:-1])]
         sizes_ND = np.concatenate([part.sizes_ND for part in parts])
-        counts_N = sizes_ND.prod(axis=1)
-        starts_N = counts_N.cumsum() - counts_N
-        sizes_ND, counts_N, starts_N = sizes_ND[order_N], counts_N[order_N], starts_N[order_N]
-        shift_N = starts_N - (counts_N.cumsum() - counts_N)
-        return cls(values_V=values_V[np.arange(counts_N.sum()) + shift_N.repeat(counts_N)], sizes_ND=sizes_ND)
+        return cls(values_V=np.concatenate([cells[place] for place in order_N.tolist()]), sizes_ND=sizes_ND[order_N])
 
     def to_arrow(self) -> pa.Array:
         """An Arrow array of nested lists, one cell a row."""
@@ -109,7 +106,10 @@ class Cells:
             lists_N = self.sizes_ND[:, :level].prod(axis=1)
             lengths = self.sizes_ND[:, level].repeat(lists_N)
             offsets = np.concatenate([[0], lengths.cumsum()])
-            array = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), array)
+            if offsets[-1] <= _PLACES:
+                array = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), array)
+            else:
+                array = pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), array)
         return array
 
 

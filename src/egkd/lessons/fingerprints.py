@@ -19,10 +19,12 @@ def fingerprint_model(model: nn.Module) -> str:
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over the fast tokenizer's own description, less the padding and truncation it was last called with."""
+    """sha256 over the fast tokenizer's own description, less the padding and truncation it was last called with; which end of
+    a text it cuts off, and which tokens it masks and pads with."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.pop("truncation", None)
     state.pop("padding", None)
+    state["roles"] = [tokenizer.truncation_side, tokenizer.mask_token_id, tokenizer.pad_token_id]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

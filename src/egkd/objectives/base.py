@@ -121,6 +121,11 @@ class Objective(BaseModel, ABC):
         """Whether learning takes a derivative of a derivative, which not every kernel allows."""
         return False
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether learning takes a gradient before the step's own."""
+        return self.differentiates_twice
+
     def between(self, teacher: PreTrainedConfig, student: PreTrainedConfig) -> Self:
         """This objective as it stands between two models, told from their configs alone: what depends on them is filled in.
 

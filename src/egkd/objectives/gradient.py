@@ -70,6 +70,8 @@ def scores_distance(student_BU: Tensor, teacher_BU: Tensor, real_BU: Tensor, dis
         hidden_BU = ~real_BU
         logs = [(s / TEMPERATURE).masked_fill(hidden_BU, -1e4).log_softmax(1) for s in (student_BU, teacher_BU)]
         return F.kl_div(logs[0], logs[1], reduction="none", log_target=True).sum(1) * (count_B > 1)
+    some_U = real_BU.any(0)  # words that were cut off are no pairs
+    student_BU, teacher_BU, real_BU = student_BU[:, some_U], teacher_BU[:, some_U], real_BU[:, some_U]
     pairs_BUU = real_BU[:, :, None] & real_BU[:, None, :]
     weight_BUU = (teacher_BU[:, :, None] - teacher_BU[:, None, :]).clamp(min=0) * pairs_BUU
     wrong_BUU = F.softplus(-10 * (student_BU[:, :, None] - student_BU[:, None, :])) / np.log(2)
@@ -136,6 +138,11 @@ class GradientGuide(Objective):
     def differentiates_twice(self) -> bool:
         """Only the exact strategy."""
         return self.strategy == "exact"
+
+    @property
+    def takes_gradients(self) -> bool:
+        """All but projections."""
+        return self.strategy != "projection"
 
     @property
     def reads_labels(self) -> bool:  # type: ignore[override]

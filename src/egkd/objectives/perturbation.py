@@ -56,16 +56,16 @@ def outputs_distance(
 
 
 def teacher_scale(teacher: Teacher, dataset: Dataset) -> float:
-    """Standard deviation of the teacher's log odds of the last class (its output in regression) on its first texts.
+    """Standard deviation of the teacher's log odds of the last class (its output in regression) on some of its texts.
 
-    It makes `log-odds` distances of confident and of diffident teachers alike, whatever their logits' size.
+    It makes `log-odds` distances of confident and of diffident teachers alike, whatever their logits' size. The texts are
+    evenly spread, as those of one class may come first.
     """
-    logits_NC = torch.from_numpy(
-        predict_logits(teacher.model, teacher.tokenizer, dataset.select(range(min(SCALE_ROWS, len(dataset)))))
-    )
+    rows = np.linspace(0, len(dataset) - 1, min(SCALE_ROWS, len(dataset))).astype(int)
+    logits_NC = torch.from_numpy(predict_logits(teacher.model, teacher.tokenizer, dataset.select(rows)))
     last_N = torch.full((len(logits_NC),), logits_NC.shape[1] - 1)
     spread = float(log_odds(logits_NC, last_N).std(correction=0))
-    return spread if spread > 0 else 1.0
+    return spread if spread > 1e-3 else 1.0  # less is rounding
 
 
 def draw_masks(seed: int, n_units: int, masks: int, sizes: Sizes) -> Masks:
