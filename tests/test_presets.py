@@ -110,7 +110,7 @@ def test_a_resolved_preset_stays_what_it_is(name: str) -> None:
     ("name", "near"),
     [
         ("adkd", "did you mean 'ad-kd'?"),
-        ("zzz", "known are ad-kd, augmented-replacement, gkd, plain, replacement, replacement-first"),
+        ("zzz", "known are ad-kd, all-first, augmented-replacement, gkd, plain, replacement, replacement-first"),
     ],
 )
 def test_an_unknown_preset_is_told_the_near_one(name: str, near: str) -> None:

@@ -74,6 +74,8 @@ REPLACEMENT: dict[str, Any] = {
 REPLACEMENT_FIRST: dict[str, Any] = {"perturbation": REPLACEMENT["perturbation"] | {"schedule": {"every": 1, "stop": 0.6}}}
 """Reasons first, answers last: that for six tenths of the training, then texts as they are, at about twice the price."""
 
+ALL_FIRST: dict[str, Any] = {"gradient": {}, "selection": {}} | REPLACEMENT_FIRST
+"""All three families: that, and the two other guides at their defaults to the end."""
 
 AUGMENTED_REPLACEMENT: dict[str, Any] = {
     "data": {"augment": {"copies": 1}},
@@ -90,6 +92,10 @@ def _replacement_first(task: str | None) -> dict[str, Any]:
     return {"objectives": {"labels": {}, "soft-labels": {}} | REPLACEMENT_FIRST}
 
 
+def _all_first(task: str | None) -> dict[str, Any]:
+    return {"objectives": {"labels": {}, "soft-labels": {}} | ALL_FIRST}
+
+
 def _augmented_replacement(task: str | None) -> dict[str, Any]:
     objectives = {"labels": {}, "soft-labels": {}} | AUGMENTED_REPLACEMENT["objectives"]
     return AUGMENTED_REPLACEMENT | {"objectives": objectives}
@@ -99,6 +105,7 @@ PRESETS = {
     "plain": _plain,
     "replacement": _replacement,
     "replacement-first": _replacement_first,
+    "all-first": _all_first,
     "augmented-replacement": _augmented_replacement,
     "ad-kd": _ad_kd,
     "gkd": _gkd,

@@ -140,6 +140,7 @@ def test_a_built_in_method_is_plain_distillation_and_what_its_name_says(name: st
         "all": {"gradient", "perturbation", "selection"},
         "replacement": {"perturbation"},
         "replacement-first": {"perturbation"},
+        "all-first": {"gradient", "perturbation", "selection"},
         "augmented-replacement": {"perturbation"},
     }.get(name, {name} if name in OBJECTIVES else set())
     assert set(found) == own | ({"labels", "soft-labels"} if name != "labels" else set())

@@ -27,7 +27,7 @@ def distill(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Named settings: plain, replacement, replacement-first, augmented-replacement, ad-kd or gkd; "
+            help="Named settings: plain, replacement, replacement-first, all-first, augmented-replacement, ad-kd or gkd; "
             "other settings go over them."
         ),
     ] = None,

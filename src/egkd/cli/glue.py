@@ -27,8 +27,8 @@ def glue(
         list[str] | None,
         typer.Option(
             help="labels, plain, pkd, tinybert, minilm, ad-kd, gkd, gradient, perturbation, selection, all, replacement, "
-            "replacement-first, augment, augmented-replacement, or two as a+b, or entries of the file. Repeatable. "
-            "[default: labels,plain,gradient,perturbation,selection,all]"
+            "replacement-first, all-first, augment, augmented-replacement, or several as a+b, or entries of the file. "
+            "Repeatable. [default: labels,plain,gradient,perturbation,selection,all]"
         ),
     ] = None,
     seeds: Annotated[list[str] | None, typer.Option(help="Repeatable. [default: 0,1,2]")] = None,

@@ -34,7 +34,9 @@ def build(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Named settings: plain, replacement, replacement-first, augmented-replacement, ad-kd or gkd."),
+        typer.Option(
+            help="Named settings: plain, replacement, replacement-first, all-first, augmented-replacement, ad-kd or gkd."
+        ),
     ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="Also what `egkd distill --reasons` needs.")] = False,
     task: o.Task = None,

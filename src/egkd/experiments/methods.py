@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from egkd.config import merge, near
-from egkd.presets import AUGMENTED_REPLACEMENT, REPLACEMENT, REPLACEMENT_FIRST
+from egkd.presets import ALL_FIRST, AUGMENTED_REPLACEMENT, REPLACEMENT, REPLACEMENT_FIRST
 
 METHODS: dict[str, dict[str, Any]] = {
     "labels": {"objectives": {"labels": {"weight": 1.0}, "soft-labels": {"weight": 0.0}}},
@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "selection": {"objectives": {"selection": {}}},
     "replacement": {"objectives": REPLACEMENT},
     "replacement-first": {"objectives": REPLACEMENT_FIRST},
+    "all-first": {"objectives": ALL_FIRST},
     "augmented-replacement": AUGMENTED_REPLACEMENT,
     "all": {"objectives": {"gradient": {}, "perturbation": {}, "selection": {}}},
 }
@@ -32,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
 - `gradient`, `perturbation`, `selection`, `all`: the guides
 - `replacement`: `perturbation` with other words instead of masks, at every step
 - `replacement-first`: the same for six tenths of the training, then plain distillation
+- `all-first`: `replacement-first` with `gradient` and `selection`, so all three families
 - `augmented-replacement`: the same, half of it beside the changed copies of `augment`
 """
 
