@@ -168,3 +168,9 @@ def test_a_run_by_preset(
     assert after.config.hidden_dropout_prob == 0.2
     again = egkd("distill", "--preset", name, *parts, *quick)
     assert again.code == 0, again.err
+
+
+def test_a_task_s_weights_are_found_in_any_spelling() -> None:
+    runs = [resolve({"teacher": "t", "preset": "ad-kd", "data": {"task": task}}) for task in ("sst2", "SST-2")]
+    assert runs[0].objectives == runs[1].objectives
+    assert runs[0].objectives != resolve({"teacher": "t", "preset": "ad-kd", "data": {"task": "qqp"}}).objectives
