@@ -38,6 +38,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory, save: Any, write_csv: Any, ti
     with torch.random.fork_rng():
         transformers.AlbertForSequenceClassification(config).save_pretrained(shop / "albert")
     tokenizer.save_pretrained(shop / "albert")
+    for name, file, told in (
+        ("endless", "tokenizer_config.json", {"model_max_length": 10**30}),
+        ("multi", "config.json", {"problem_type": "multi_label_classification"}),
+    ):
+        known = json.loads((save(shop / name) / file).read_text())
+        (shop / name / file).write_text(json.dumps(known | told))
     save(shop / "slow")
     for path in (shop / "slow").glob("*token*"):
         path.unlink()
@@ -139,6 +145,12 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "too many layers": ([*GOOD, "--student", "layers:4"], ["asks for 4 layers", "the teacher has 3"]),
     "no layers": ([*GOOD, "--student", "layers:x"], ["names no layers", "layers:0,2,4"]),
     "shared layers": ([*REST, "--teacher", "albert"], ["no one list of 3 layers", "name a student by its path"]),
+    "text beyond the positions": ([*REST, "--teacher", "endless", "--max-length", "65"], ["endless reads 64 tokens at most"]),
+    "several labels at once": ([*REST, "--teacher", "multi"], ["multi gives a text several labels at once", "another teacher"]),
+    "evaluation files beside a task": (
+        [*TEACHER, "--task", "sst2", "--eval", "dev.csv"], ["found eval files beside task 'sst2'", "data.also_eval"]
+    ),
+    "a label column beside a task": ([*TEACHER, "--task", "sst2", "--label", "stars"], ["found label 'stars' beside"]),
     "text too long": ([*GOOD, "--max-length", "200"], ["max_length is 200", "64 tokens at most", "--max-length 64"]),
     "both teachers": ([*GOOD, "--teacher-init", "teacher"], ["found both", "--teacher-init"]),
     "no teacher": (DATA, ["found neither", "--teacher-init"]),
@@ -175,10 +187,21 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         given("train.metric_for_best_model=acuracy"),
         ["metric_for_best_model: found 'acuracy'", "'dev_accuracy'"],
     ),
+    "smoothed labels": (given("train.label_smoothing_factor=0.1"), ["found 0.1", "objectives.labels.weight"]),
+    "unknown order": (given("train.train_sampling_strategy=group_by_lenght"), ["did you mean 'group_by_length'?"]),
+    "no epochs": (given("train.num_train_epochs=0"), ["train.num_train_epochs: expected a number above 0, found 0"]),
+    "endless epochs": (given("train.num_train_epochs=.inf"), ["train.num_train_epochs: expected a number above 0, found inf"]),
+    "negative rate": (given("train.learning_rate=-1"), ["train.learning_rate: expected 0 or more, found -1"]),
+    "schedule that lacks settings": (given("train.lr_scheduler_type=warmup_stable_decay"), ["train: ", "num_decay_steps"]),
+    "minimum that is missing": (given("train.lr_scheduler_type=cosine_with_min_lr"), ["train: ", "min_lr"]),
+    "impossible beta": (given("train.adam_beta1=2"), ["train: ", "beta"]),
+    "evaluation in parts": (given("train.eval_do_concat_batches=false"), ["expected True", "whole evaluation set"]),
+    "seed too large": (given("seed=5000000000"), ["seed", "found 5000000000"]),
     "no value": (given("seed"), ["--set 'seed' has no value"]),
     "no settings file": (["none.yaml", *GOOD], ["cannot read settings from none.yaml"]),
     "settings are a list": (["list.yaml", *GOOD], ["list.yaml holds list", "expected settings"]),
     # what cannot work together
+    "none and a preset": ([*GOOD, "--guide", "none", "--preset", "replacement"], ["--guide none", "--preset replacement"]),
     "none and another": ([*GOOD, "--guide", "none", "--guide", "gradient"], ["--guide none", "--guide gradient"]),
     "static graph": ([*given("train.ddp_static_graph=true"), "--guide", "gradient"], ["ddp_static_graph", "gradient"]),
     "reentrant checkpointing": (
@@ -215,7 +238,7 @@ TEACH = ["--init", "teacher", *DATA, "--max-length", "32", "--set", "teach.use_c
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([*DATA], ["found neither", "--teacher-init"]),
+        ([*DATA], ["found no encoder", "expected teacher_init", "(--init)"]),
         ([*TEACH, "--init", "broken"], ["cannot load broken", "give a model folder"]),
         ([*TEACH, "--init", "slow"], ["slow", "tokenizer.json"]),
         ([*TEACH, "--text", "x"], ["--text 'x'"]),

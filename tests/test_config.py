@@ -58,6 +58,32 @@ def test_an_objective_without_settings_is_switched_on() -> None:
     assert resolve(SMALLEST | {"objectives": None}).objectives == {"labels": {}, "soft-labels": {}}
 
 
+def test_a_name_alone_changes_nothing_of_a_preset() -> None:
+    wanted = resolve(SMALLEST | {"preset": "replacement"}).objectives
+    assert wanted["perturbation"]["weight"] > 0
+    for given in (None, {}):
+        assert resolve(SMALLEST | {"preset": "replacement", "objectives": {"perturbation": given}}).objectives == wanted
+
+
+def test_guide_none_contradicts_a_preset_that_guides() -> None:
+    assert resolve(SMALLEST | {"preset": "plain"}, [Guide.none]).objectives == {"labels": {}, "soft-labels": {}}
+    assert "--guide none cannot stand beside --preset all-first" in complaint(SMALLEST | {"preset": "all-first"}, [Guide.none])
+
+
+@pytest.mark.parametrize(
+    "word", ["3e-5", "1e3", "010", "no", "1:30", "null", "~", "2026-01-02", "", ".5", "0x1f", "1_000", "True"]
+)
+def test_words_that_look_like_numbers_come_back_as_words(tmp_path: Path, word: str) -> None:
+    config = resolve({"teacher": word or "t", "data": {"train": "a.csv", "text": word, "seed": 8}})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert resolve(read_yaml(tmp_path / "config.yaml")) == config
+    assert yaml.safe_load(config.to_yaml())["data"]["text"] == word  # other readers, too
+
+
+def test_the_folder_of_lessons_may_lie_at_home() -> None:
+    assert resolve(SMALLEST | {"lessons": "~/lessons"}).lessons == Path.home() / "lessons"
+
+
 def test_nothing_given_is_changed() -> None:
     settings = SMALLEST | {"objectives": {"gradient": {"weight": 5}}}
     before = yaml.safe_dump(settings)
@@ -141,6 +167,11 @@ def test_an_assignment_opens_a_section_where_a_value_stood() -> None:
         ("True", True),
         ("null", None),
         ("none", "none"),
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("2026-01-02", "2026-01-02"),
+        (".inf", float("inf")),
     ],
 )
 def test_words_and_numbers_are_what_they_look_like(tmp_path: Path, written: str, meant: Any) -> None:

@@ -31,6 +31,7 @@ def load(tmp_path: Path, write_csv: Any) -> Any:
 
 def test_files_from_elsewhere_are_judged_behind_the_first_set(load: Any, tmp_path: Path, write_csv: Any) -> None:
     write_csv(tmp_path / "other.csv", text=["far", "text 0"], label=["good", "fair"])
+    write_csv(tmp_path / "one-sided.csv", text=["far", "away", "here"], label=["good"] * 3)
     data = load(also_eval={"elsewhere": "other"})
     assert list(data.evals) == ["dev", "elsewhere"]
     assert data.evals["elsewhere"]["text"] == ["far", "text 0"]
@@ -38,6 +39,7 @@ def test_files_from_elsewhere_are_judged_behind_the_first_set(load: Any, tmp_pat
     assert data.evals["elsewhere"].features == data.evals["dev"].features
     assert "1 of 2 evaluation texts are also of elsewhere in the training data: scores may flatter" in data.notes
     assert len(load(also_eval={"elsewhere": "other"}, eval_limit=1).evals["elsewhere"]) == 1
+    assert len(load(also_eval={"elsewhere": "one-sided"}).evals["elsewhere"]) == 3
     assert list(load(also_eval={"elsewhere": "other"}, held_out=9).evals) == ["held_out"]
 
 

@@ -72,6 +72,18 @@ def test_lessons_equal_the_live_teacher(
                 np.testing.assert_allclose(kept, value, atol=1e-3, rtol=2e-3)  # float16 on disk
 
 
+def test_lessons_in_bfloat16_are_others_and_nearly_the_same(build: Any) -> None:
+    exact = build()
+    rough = build(precision="bfloat16")
+    for name, lessons in exact.items():
+        assert rough[name].folder != lessons.folder
+        one, other = lessons.read(range(20)), rough[name].read(range(20))
+        field = "scores" if name == "gradient" else "outputs" if "outputs" in one else "logits"
+        assert not torch.equal(one[field], other[field])
+        both = np.corrcoef(one[field].flatten(), other[field].flatten())
+        assert both[0, 1] > 0.98, name
+
+
 def test_a_killed_build_goes_on_after_its_last_whole_shard(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = build(rows=20)["soft-labels"]
     whole = one.read(range(20))["logits"]

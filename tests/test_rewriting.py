@@ -170,6 +170,35 @@ def test_the_command_writes_texts_to_learn_from(
     assert f"and {len(made)} without" in " ".join(run.out.split())
 
 
+def test_copies_have_the_columns_of_their_source(
+    source: Path, egkd: Any, quick: list[str], save: Any, write_csv: Any, tmp_path: Path
+) -> None:
+    """So that the flags that name a column fit both; with evaluation data given, no row is held out."""
+    save(tmp_path / "teacher", ("bad", "good"))
+    train = write_csv(tmp_path / "own.csv", review=["we love it", "the plot is boring"] * 10, stars=["good", "bad"] * 10)
+    flags = ["--train", train, "--eval", train, "--text", "review", "--label", "stars"]
+    made = tmp_path / "made.jsonl"
+    answer = egkd("augment", *flags, "--language-model", source, "--copies", 1, "--replace", 1.0, "--out", made)
+    assert answer.code == 0, answer.err
+    assert [set(row) for row in lines(made)] == [{"review"}] * 20
+    teacher = ["--teacher", tmp_path / "teacher", "--student", "layers:1"]
+    run = egkd("distill", *teacher, *flags, "--unlabeled", made, "--out", tmp_path / "run", *quick)
+    assert run.code == 0, run.err
+
+
+def test_scores_hold_out_other_rows_than_classes(source: Path, egkd: Any, write_csv: Any, tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "own.csv", text=[f"we love it q{n}z" for n in range(20)], label=[0, 1] * 10)
+    flags = ["--train", train, "--language-model", source, "--copies", 1, "--replace", 1.0, "--held-out", 8]
+    kept = {}
+    for kind in ("classification", "regression"):
+        answer = egkd("augment", *flags, "--kind", kind, "--out", tmp_path / f"{kind}.jsonl")
+        assert answer.code == 0, answer.err
+        kept[kind] = {row["text"].split()[-1] for row in lines(tmp_path / f"{kind}.jsonl")}
+    data = DataConfig.model_validate({"train": str(train), "kind": "regression", "held_out": 8})
+    assert kept["regression"] == {text.split()[-1] for text in load_data(data).train["text"]}
+    assert kept["regression"] != kept["classification"]
+
+
 def test_what_cannot_work_is_one_line(ask: Any, source: Path, save: Any, tmp_path: Path) -> None:
     save(tmp_path / "encoder")
     for answer, said in (

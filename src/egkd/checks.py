@@ -4,6 +4,7 @@ Nothing here writes a file.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,21 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from egkd.config import RunConfig, check, near
 from egkd.data import Task, TaskData
+from egkd.models import longest
 from egkd.objectives import OBJECTIVES, Objective, Reasons
 from egkd.objectives.internals import INSTEAD
 from egkd.objectives.predictions import check_labelled
@@ -23,7 +34,20 @@ from egkd.students import build_student, load_encoder, load_tokenizer, parse_stu
 from egkd.students.loading import loaded
 from egkd.teaching import check_tokens
 
-_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+}
+_ONLY: dict[str, tuple[Any, str]] = {
+    "label_smoothing_factor": (0, "what a student matches are objectives; set objectives.labels.weight lower instead"),
+    "eval_do_concat_batches": (True, "scores are of a whole evaluation set"),
+    "batch_eval_metrics": (False, "scores are of a whole evaluation set"),
+}
+"""What `TrainingArguments` know and we do not, with the reason."""
+_ORDERS = ("group_by_length", "random", "sequential")
 
 
 def objectives_of(config: RunConfig) -> list[Objective]:
@@ -45,18 +69,35 @@ def training_arguments(settings: Mapping[str, Any], output_dir: Path, section: s
     fast = torch.accelerator.is_available()  # without one, pinning memory only warns, and processes do not find each other
     pinned = {"dataloader_pin_memory": fast, "use_cpu": not fast}
     checked = {name: _of_type(name, value, section) for name, value in settings.items()}
-    for name in _COUNTS:
-        if checked.get(name, 1) < 1:
-            raise ValueError(f"{section}.{name}: expected 1 or more, found {checked[name]}")
+    for name, least in _LEAST.items():
+        if name in checked and not checked[name] >= least:
+            raise ValueError(f"{section}.{name}: expected {least} or more, found {checked[name]:g}")
+    for name, (only, why) in _ONLY.items():
+        if checked.get(name, only) != only:
+            raise ValueError(f"{section}.{name}: found {checked[name]}, expected {only}: {why}")
+    order = checked.get("train_sampling_strategy", _ORDERS[0])
+    if order not in _ORDERS:
+        raise ValueError(f"{section}.train_sampling_strategy: found {order!r}; {near(order, list(_ORDERS))}")
+    if checked.get("max_steps", -1) <= 0 and not 0 < checked.get("num_train_epochs", 1) < math.inf:
+        raise ValueError(f"{section}.num_train_epochs: expected a number above 0, found {checked['num_train_epochs']:g}")
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **(pinned | checked))
         for callback in get_reporting_integration_callbacks(arguments.report_to):
             callback()  # says so where its package is missing
         if not arguments.optim_target_modules:
-            Trainer.get_optimizer_cls_and_kwargs(arguments)
+            _rehearse_optimizer(arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise ValueError(f"{section}: {' '.join(str(error).split())}") from None
     return arguments
+
+
+def _rehearse_optimizer(arguments: TrainingArguments) -> None:
+    """Set up an optimizer and its schedule once, which fail in many ways."""
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    if kind.__module__.startswith("torch.optim"):  # others ask for models, or for a GPU
+        optimizer = kind([nn.Parameter(torch.zeros(1))], **settings)
+        options: Any = arguments.lr_scheduler_kwargs
+        get_scheduler(arguments.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=options)
 
 
 def choose_best_by(arguments: TrainingArguments, data: TaskData) -> None:
@@ -112,7 +153,7 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
     check_labelled(objectives, data.train)
     if config.teacher_init:
         load_encoder(source, data.task, trust_remote_code=trust)
-    _, own = build_student(
+    student, own = build_student(
         config.student,
         source,
         data.task,
@@ -128,7 +169,7 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
         check_length(config, config.evaluate.twin, load_tokenizer(config.evaluate.twin, trust_remote_code=trust))
     check_mask_word(config, {source: theirs, config.student: own} | others)
     for model, tokenizer in ({source: theirs, config.student: own} | others).items():
-        check_length(config, model, tokenizer)
+        check_length(config, model, tokenizer, student if tokenizer is own else None)
         for objective in objectives:
             if tokenizer.mask_token_id is None and objective.weight > 0:
                 _check_unmasked(f"objectives.{objective.name}", dict(objective), model)
@@ -159,8 +200,15 @@ def check_mask_word(config: RunConfig, tokenizers: Mapping[str, PreTrainedTokeni
             )
 
 
-def check_length(config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a model that cannot read `max_length` tokens, as its tokenizer says. Raises ValueError."""
-    if config.max_length > tokenizer.model_max_length:
-        most = tokenizer.model_max_length
+def check_length(
+    config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> None:
+    """Refuse a model that cannot read `max_length` tokens; without `model`, that of `source`. Raises ValueError."""
+    if model is None:
+        trust = config.trust_remote_code
+        with torch.device("meta"):
+            own = loaded(AutoConfig, source, trust_remote_code=trust)
+            model = AutoModelForSequenceClassification.from_config(own, trust_remote_code=trust)
+    most = longest(model, tokenizer)
+    if config.max_length > most:
         raise ValueError(f"max_length is {config.max_length}, {source} reads {most} tokens at most; use --max-length {most}")

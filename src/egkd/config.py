@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -53,11 +53,36 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAGS}bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (f"{_TAGS}null", f"{_TAGS}merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(f"{_TAGS}bool", re.compile(r"^(?:[Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(f"{_TAGS}float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+for _kind, _pattern, _firsts in (
+    ("bool", r"[Tt]rue|TRUE|[Ff]alse|FALSE", "tTfF"),
+    ("int", r"[-+]?\d+", "-+0123456789"),
+    ("float", r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"{_TAGS}{_kind}", re.compile(f"^(?:{_pattern})$"), list(_firsts))
+_Loader.add_constructor(f"{_TAGS}int", lambda loader, node: int(str(node.value)))  # not octal after a 0
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader`, or an older reader, would take for something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [
+        resolver
+        for kind in (yaml.SafeLoader, _Loader)
+        for of in (first, None)
+        for resolver in kind.yaml_implicit_resolvers.get(of, [])
+    ]
+    for first in {*yaml.SafeLoader.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def to_yaml(value: Any) -> str:
+    """YAML that `read_yaml` reads as the same again."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class EvaluateConfig(Section):
@@ -90,7 +115,7 @@ class RunConfig(Section):
     """`layers:0,2,4` or `layers:3` of the teacher, `bilstm`, `textcnn`, or a local folder or hub id."""
     data: DataConfig
     preset: str | None = None
-    """A named method's settings, over which all others go: "plain", "replacement", "ad-kd", "gkd"."""
+    """A named method's settings, over which all others go: one of `presets.PRESETS`."""
     objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: PRESETS["plain"](None)["objectives"])
     """Settings of each objective by its name."""
     freeze_embeddings: bool = False
@@ -104,11 +129,18 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     max_length: int = Field(default=128, gt=2)
     """Tokens after which a text is cut."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     lessons: Path | None = None
     """Folder for lessons, shared between runs; `lessons` beside the run's folder by default."""
+    lessons_precision: Literal["float32", "bfloat16"] = "float32"
+    """What teachers compute lessons in. bfloat16 is faster on processors that have it, and a little off."""
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint. Only for checkpoints you trust."""
+
+    @field_validator("lessons")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser()
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -177,7 +209,7 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole of it, as `config.yaml` holds it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def near(name: str, known: Collection[str]) -> str:
@@ -242,10 +274,14 @@ def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = (), *, reason
     if others and len(others) < len(guides):
         raise ValueError(f"--guide none cannot stand beside --guide {others[0].value}; give one or the other")
     chosen = _preset(settings)
+    preset = [name for name in chosen["objectives"] if name in set(Guide)]
+    if preset and Guide.none in guides:
+        raise ValueError(f"--guide none cannot stand beside --preset {settings['preset']}, which has {preset[0]}; leave it out")
     extra: dict[str, Any] = {guide.value: {} for guide in others} | ({"reasons": {}} if reasons else {})
     objectives = settings.pop("objectives", None)
     if objectives is None or isinstance(objectives, Mapping):  # else the check below complains
-        objectives = merge(merge(chosen.pop("objectives"), extra), objectives or {})
+        own = {name: inner or {} for name, inner in (objectives or {}).items()}  # a name alone changes nothing of a preset
+        objectives = merge(merge(chosen.pop("objectives"), extra), own)
     return check(RunConfig, merge(chosen, settings | {"objectives": objectives}))
 
 

@@ -98,4 +98,9 @@ class DataConfig(Section):
         if bool(self.task) == bool(self.train) and not unlabeled_only:
             found = f"both task {self.task!r} and train files" if self.task else "neither"
             raise ValueError(f"found {found}, expected either a task (--task sst2) or files (--train FILE)")
+        if self.task and self.eval:
+            raise ValueError(f"found eval files beside task {self.task!r}, which has its own; data.also_eval adds files")
+        if self.task and (self.kind != "auto" or (self.label is not None and not self.also_eval)):
+            name = "kind" if self.kind != "auto" else "label"
+            raise ValueError(f"found {name} {getattr(self, name)!r} beside task {self.task!r}, which has its own; leave it out")
         return self

@@ -20,9 +20,10 @@ from egkd.explain.record import Record
 from egkd.explain.selection import AmortisedExplainer
 from egkd.explain.selectors import Selector
 from egkd.lessons import fingerprint_model, fingerprint_texts, fingerprint_tokenizer
+from egkd.models import longest
 from egkd.runs import read_json, write_json
 from egkd.students import load_classifier, load_tokenizer
-from egkd.text import MAX_LENGTH, MIN_LENGTH, UNIT_RULE, Kind
+from egkd.text import MAX_LENGTH, MIN_LENGTH, UNIT_RULE, Kind, lengths
 
 CHUNK = 256  # texts at a time: enough to be sorted by length, few enough to hold
 Progress = Callable[[str, int, int], None]
@@ -118,11 +119,11 @@ def question_about(source: str, target: str, max_length: int | None, seed: int, 
     `target` is "predicted", a class name or a class number. Raises ValueError, one line.
     """
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-    most = tokenizer.model_max_length
+    model: Any = with_head(load_classifier(source, trust_remote_code=trust_remote_code), source)
+    most = longest(model, tokenizer)
     max_length = min(MAX_LENGTH, most) if max_length is None else max_length
     if not MIN_LENGTH <= max_length <= most:
-        raise ValueError(f"--max-length is {max_length}, {source} reads texts of {MIN_LENGTH} to {most} tokens")
-    model: Any = with_head(load_classifier(source, trust_remote_code=trust_remote_code), source)
+        raise ValueError(f"--max-length is {max_length}, {source} reads texts of {lengths(most)}")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Question(model=model, tokenizer=tokenizer, target=_target(model, target), max_length=max_length, seed=seed)
 
@@ -150,6 +151,9 @@ def with_selector(
 
     Beside a fitted selector stands `fitted.json`, which says on what. Raises ValueError for a selector of another model.
     """
+    for one in explainers.values():
+        if isinstance(one, AmortisedExplainer) and one.selector is not None and one.selector.folder is not None:
+            _check_fitted(one.selector.folder, _conditions(one, question, None, settings))
     needy = {name: one for name, one in explainers.items() if isinstance(one, AmortisedExplainer) and one.selector is None}
     if fit_on is None and settings != SelectorSettings():
         raise ValueError(
@@ -167,14 +171,19 @@ def with_selector(
         raise ValueError(f"{name} needs a selector: give its folder as --selector, and --fit-on FILE to fit it there first")
     told = _conditions(explainer, question, fit_on, settings)
     if (folder / "selector.json").exists():
-        kept = read_json(folder / "fitted.json") if (folder / "fitted.json").exists() else {}
-        changed = sorted(key for key, value in told.items() if kept.get(key, value) != value)
-        if changed:
-            raise ValueError(f"the selector in {folder} was fitted with another {' and another '.join(changed)}; name another")
+        _check_fitted(folder, told)
         return {**explainers, name: replace(explainer, selector=Selector.load(folder))}  # type: ignore[call-arg]
     if fit_on is None:
         raise ValueError(f"there is no selector in {folder}; fit one there with --fit-on FILE")
     return {**explainers, name: _fitted(explainer, question, folder, fit_on, settings, told, progress)}
+
+
+def _check_fitted(folder: Path, told: Mapping[str, Any]) -> None:
+    """Refuse a selector that was fitted with other things than these. Raises ValueError."""
+    kept = read_json(folder / "fitted.json") if (folder / "fitted.json").exists() else {}
+    changed = sorted(key for key, value in told.items() if kept.get(key, value) != value)
+    if changed:
+        raise ValueError(f"the selector in {folder} was fitted with another {' and another '.join(changed)}; name another")
 
 
 def _conditions(

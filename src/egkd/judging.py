@@ -60,6 +60,7 @@ class Faithfulness(Judge):
                 targets=[each.target for each in one],
                 probes=self.probes,
                 seed=question.seed,
+                precision=question.precision,
                 again=explainer if self.probes.sensitivity_samples else None,
             )
             self._found.setdefault(method, []).append(both)
@@ -109,7 +110,7 @@ class Agreement(Judge):
             ceiling = None
             if self._twin is not None:
                 ceiling = _asked(self._twin, explainer, own)
-            elif explainer.samples:
+            elif explainer.draws:
                 ceiling = _asked(replace(self._question, seed=self._question.seed + 1), explainer, own)
             self._tallies[method].add(
                 scores_of(own),

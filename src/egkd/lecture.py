@@ -58,6 +58,7 @@ def lecture(
         root,
         device=device,
         max_length=config.max_length,
+        precision=config.lessons_precision,
         progress=progress,
         tell=tell,
     )

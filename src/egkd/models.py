@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedTokenizerBase
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from egkd.attention import Projections, eager_attention, tapped_projections
@@ -239,6 +240,17 @@ def observe(
         at=at if embeddings else None,
         mixed=torch.is_autocast_enabled(batch["input_ids"].device.type) or _accelerated(model) is not None,
     )
+
+
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""What learnt positions are called."""
+
+
+def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that `model` reads at most: as its tokenizer says, and as far as its learnt positions reach."""
+    tables = [m for name, m in model.named_modules() if name.rpartition(".")[2] in _POSITIONS and isinstance(m, nn.Embedding)]
+    ends = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables]
+    return min([int(tokenizer.model_max_length), *ends])
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

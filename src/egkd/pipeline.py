@@ -52,6 +52,7 @@ from egkd.students import (
     load_tokenizer,
     size_of,
 )
+from egkd.students.loading import numbered
 from egkd.teaching import in_order
 from egkd.train import DistillationTrainer, JsonlLog, fit
 
@@ -103,7 +104,9 @@ def _checked(config: RunConfig, objectives: list[Objective], arguments: Training
         tell("scores mislead if the teacher was trained on rows held out here; give egkd teach the same data.held_out")
     check_between(config, objectives, data.task)
     if config.teacher:
-        data = in_teachers_order(config.teacher, data, config.trust_remote_code)
+        told, data = len(data.notes), in_teachers_order(config.teacher, data, config.trust_remote_code)
+        for note in data.notes[told:]:
+            tell(note)
     for other in config.others:
         in_datas_order(other, data.task, config.trust_remote_code)
     for each in (arguments, teaching):
@@ -156,6 +159,10 @@ def in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> T
     """The data with its labels in the order of the teacher's, by their names. Raises ValueError where they cannot fit."""
     model = load_classifier(source, data.task, trust_remote_code=trust_remote_code)
     order = label_order(model, data.task, source)
+    theirs = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
+    if numbered(data.task) and set(theirs) != set(data.task.label_names) and not theirs[0].startswith("LABEL_"):
+        note = f"labels are the numbers of the teacher's classes: {', '.join(f'{n} {name}' for n, name in enumerate(theirs))}"
+        return dataclasses.replace(data, task=dataclasses.replace(data.task, label_names=theirs), notes=(*data.notes, note))
     if order == list(range(len(order))):
         return data
     new_id = {old: new for new, old in enumerate(order)}
@@ -257,6 +264,7 @@ def _learned(
         ],
         teacher_weights=config.teacher_weights or None,
         lessons_dir=config.lessons or out.parent / "lessons",
+        lessons_precision=config.lessons_precision,
         max_length=config.max_length,
         compute_metrics=_metrics(data.task),
         callbacks=[JsonlLog(out / "log.jsonl")],

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.explain import Explanation, Target, explain
 from egkd.explain.amortised import OwnReasons, for_class, head_of, with_head
-from egkd.models import observe
+from egkd.models import longest, observe
 from egkd.students import load_classifier, load_tokenizer
 from egkd.text import MAX_LENGTH, pool_units
 
@@ -69,8 +69,8 @@ class SelfExplaining(nn.Module):
         Texts longer than `max_length` tokens are cut (128, or what the model reads, unless said otherwise). Raises ValueError
         as `egkd.explain` does.
         """
-        longest = max_length or min(MAX_LENGTH, self.tokenizer.model_max_length)
-        return explain(self.model, self.tokenizer, texts, pairs, method=OwnReasons(), target=target, max_length=longest)
+        max_length = max_length or min(MAX_LENGTH, longest(self.model, self.tokenizer))
+        return explain(self.model, self.tokenizer, texts, pairs, method=OwnReasons(), target=target, max_length=max_length)
 
 
 def load_student(folder: str | Path, *, trust_remote_code: bool = False) -> SelfExplaining:

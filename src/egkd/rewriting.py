@@ -25,10 +25,11 @@ from egkd.config_data import DataConfig, Section
 from egkd.data.augment import changed_parts, word_spans
 from egkd.data.loading import load_data
 from egkd.lessons.fingerprints import fingerprint_model, fingerprint_texts, fingerprint_tokenizer
+from egkd.models import longest
 from egkd.runs import check_writable, write_text
 from egkd.students import load_tokenizer
 from egkd.students.loading import loaded
-from egkd.text import MAX_LENGTH, MIN_LENGTH
+from egkd.text import MAX_LENGTH, MIN_LENGTH, lengths
 
 AT_ONCE = 2048  # tokens in a pass, each of which the model answers with its whole vocabulary
 Span = tuple[int, int]
@@ -58,7 +59,7 @@ def rewrite(
     tell: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write copies of the rows to train on into the JSON lines file `out`; returns how many there are.
+    """Write copies of the rows to train on into the JSON lines file `out`, in columns of the same names; returns how many.
 
     Texts are cut after `max_length` tokens; by default 128, or as many as the model reads. Interrupted, the same call goes on.
     Raises ValueError, one line, for data or a model that cannot be used, before any work.
@@ -69,10 +70,10 @@ def rewrite(
         raise ValueError(f"{out} exists; delete it or name another file")
     check_writable(out.parent, "--out")
     model, tokenizer = _load(language_model, trust_remote_code)
-    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))
+    most = longest(model, tokenizer)
     max_length = min(MAX_LENGTH, most) if max_length is None else max_length
     if not MIN_LENGTH <= max_length <= most:
-        raise ValueError(f"--max-length is {max_length}, {language_model} reads texts of {MIN_LENGTH} to {most} tokens")
+        raise ValueError(f"--max-length is {max_length}, {language_model} reads texts of {lengths(most)}")
     found = load_data(data)
     for note in found.notes:
         tell(note)
@@ -97,7 +98,8 @@ def rewrite(
             file.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
             file.flush()
             progress(number + 1, len(rows))
-    copies = [dict(zip(rows.column_names, copy, strict=True)) for own in done for copy in own]
+    names = [{"text": data.text, "text_pair": data.text_pair}[name] or name for name in rows.column_names]
+    copies = [dict(zip(names, copy, strict=True)) for own in done for copy in own]
     write_text(out, "".join(json.dumps(copy, ensure_ascii=False) + "\n" for copy in copies))
     part.unlink()
     return len(copies)

@@ -20,6 +20,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from egkd.explain.base import Precision
 from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
 from egkd.models import observe
 from egkd.objectives.base import Objective, Progress
@@ -101,6 +102,7 @@ def teach_all(
     *,
     device: torch.device,
     max_length: int,
+    precision: Precision = "float32",
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Lessons]:
@@ -117,7 +119,9 @@ def teach_all(
         check_tokens(own, theirs, tokenizer)
         read = encoded if theirs is tokenizer else encode_dataset(dataset, theirs, max_length)
         model = voice.load().to(device)
-        lessons = build_lessons(own, model, theirs, read, root, max_length=max_length, progress=progress, tell=tell)
+        lessons = build_lessons(
+            own, model, theirs, read, root, max_length=max_length, precision=precision, progress=progress, tell=tell
+        )
         found |= {objective.key: lessons[objective.name] for objective in own}
     return found
 

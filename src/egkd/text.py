@@ -128,6 +128,11 @@ def _tokens(
     return columns
 
 
+def lengths(most: int) -> str:
+    """How long a text may be, for people; some tokenizers name no end."""
+    return f"{MIN_LENGTH} to {most} tokens" if most < 10**9 else f"at least {MIN_LENGTH} tokens"
+
+
 def _empty_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that stands for nothing: no model can read a text without tokens."""
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -37,6 +37,7 @@ import egkd.students  # noqa: F401  registers our own types of models
 from egkd.batches import ByLength, DistillationCollator
 from egkd.compatible import check_compatible, use_one_gpu
 from egkd.explain.amortised import head_of
+from egkd.explain.base import Precision
 from egkd.heads import attach_heads, without_heads
 from egkd.lessons import Lessons
 from egkd.models import checkpoints, double_backward, observe, unwrapped
@@ -73,6 +74,7 @@ class DistillationTrainer(Trainer):
         teacher_processing_class: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None = None,
         teacher_weights: Sequence[float] | None = None,
         lessons_dir: str | Path | None = None,
+        lessons_precision: Precision = "float32",
         max_length: int = MAX_LENGTH,
         compute_metrics: Metrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -94,6 +96,7 @@ class DistillationTrainer(Trainer):
             teacher_processing_class: the teacher's, where it is another; of several teachers, theirs.
             teacher_weights: how much each of several teachers says; equally much by default.
             lessons_dir: where lessons are kept; by default `lessons` beside the output folder.
+            lessons_precision: what teachers compute lessons in; "bfloat16" is faster where the processor has it, and a bit off.
             max_length: tokens after which both models' inputs are cut.
             compute_metrics: as for any Trainer.
             callbacks: as for any Trainer.
@@ -125,6 +128,7 @@ class DistillationTrainer(Trainer):
                     Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons"),
                     device=args.device,
                     max_length=max_length,
+                    precision=lessons_precision,
                     progress=progress,
                     tell=tell,
                 )

@@ -115,6 +115,15 @@ def test_floor_and_ceiling() -> None:
     assert found["floor"] != agreement(first, first[::-1], seed=4)["floor"]
 
 
+def test_the_floor_of_scores_without_a_sign_is_no_lower_than_chance() -> None:
+    """Signed noise would make any two lists of positive numbers look alike."""
+    random = np.random.default_rng(0)
+    first, second = ([random.uniform(0.5, 1.5, 20) for _ in range(200)] for _ in range(2))
+    found = agreement(first, second)
+    for name in ("cosine", "jensen_shannon"):
+        assert found["floor"][name]["mean"] == pytest.approx(found["all"][name]["mean"], abs=0.01)
+
+
 def test_a_tally_of_parts_is_the_agreement_of_the_whole() -> None:
     random = np.random.default_rng(5)
     first, second = ([random.standard_normal(size) for size in range(1, 11)] for _ in range(2))

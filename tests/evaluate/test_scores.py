@@ -92,6 +92,12 @@ def test_fidelity_of_opposite_certainties() -> None:
     assert found["kl"].mean == pytest.approx(120.0)
 
 
+def test_answers_that_are_no_numbers_are_not_loyal() -> None:
+    both = fidelity(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[np.nan, np.nan], [0.0, 1.0]]), "classification")
+    assert both["probability_loyalty"].n == both["kl"].n == 1
+    assert both["probability_loyalty"].mean == 1
+
+
 def test_fidelity_of_regression() -> None:
     teacher, student = np.array([[1.0], [2.0], [4.0]]), np.array([[1.5], [2.0], [3.0]])
     found = fidelity(teacher, student, "regression")

@@ -188,6 +188,8 @@ def test_what_cannot_be_submitted_is_refused(
     out = tmp_path / "a.zip"
     with pytest.raises(ValueError, match=r"^squad to submit for: expected tasks of cola, sst2"):
         write_submission({"squad": tmp_path}, out, glue_dir=directory)
+    with pytest.raises(ValueError, match=r"is a folder; name the zip to write$"):
+        write_submission({"sst2": students["sst2"]}, tmp_path, glue_dir=directory)
     with pytest.raises(ValueError, match=r"^nothing to submit for"):
         write_submission({}, out, glue_dir=directory)
     with pytest.raises(ValueError, match=r"SST-2/test.tsv has 4 rows, expected the 1,821 of GLUE's SST-2$"):

@@ -296,6 +296,32 @@ def test_a_selector_of_another_model_is_refused(
     answer = egkd("explain", "a film", "--model", other, "--method", "diffmask", "--selector", folder)
     assert answer.code == 2
     assert "was fitted with another model" in answer.err
+    named = egkd("explain", "a film", "--model", other, "--method", "diffmask", "--set", f"diffmask.selector={folder}")
+    assert (named.code, named.err) == (2, answer.err)
+    ask("a film", "--method", "diffmask", "--set", f"diffmask.selector={folder}")
+
+
+def test_a_model_reads_no_further_than_its_positions(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
+    """Many tokenizers name no longest text."""
+    folder = save(tmp_path / "endless")
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"model_max_length": 10**30}))
+    text = "a film " * 60
+    assert egkd("explain", text, "--model", folder, "--method", "occlusion").code == 0
+    answer = egkd("explain", text, "--model", folder, "--max-length", 128)
+    assert (answer.code, "reads texts of 5 to 64 tokens" in answer.err) == (2, True)
+
+
+def test_a_model_without_masks_is_told_which_baseline_to_take(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
+    folder = save(tmp_path / "maskless")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            told = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({key: value for key, value in told.items() if key != "mask_token"}))
+    answer = egkd("explain", "a film", "--model", folder)
+    assert answer.code == 2
+    assert "set integrated-gradients.baseline to zero or pad" in answer.err
+    assert egkd("explain", "a film", "--model", folder, "--set", "integrated-gradients.baseline=zero").code == 0
 
 
 def rows_of(table: str) -> dict[str, list[float]]:
@@ -398,11 +424,13 @@ def test_the_ceiling_of_methods_that_draw_is_another_seed(
 ) -> None:
     out = tmp_path / "figures.json"
     methods = ["--method", "occlusion", "--method", "lime", "--method", "shapley-sampling", "--set", "lime.n_samples=12"]
+    methods += ["--method", "sufficient-subset", "--set", "sufficient-subset.steps=2"]
     ask("--file", csv_file, "--text", "review", *methods, "--against", others["student"], "--figures", out)
     found = json.loads(out.read_text())["agreement"]
     assert "ceiling" not in found["occlusion"]  # which says the same every time
     assert found["lime"]["floor"]["spearman"]["mean"] < found["lime"]["ceiling"]["spearman"]["mean"] < 1
     assert found["shapley-sampling"]["ceiling"]["spearman"]["mean"] > 0.8
+    assert "ceiling" in found["sufficient-subset"]
 
 
 def test_scores_of_regressors_agree_without_classes(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
@@ -462,7 +490,7 @@ def test_rationales_can_be_asked_with_their_question_and_are_cut_openly(ask: Com
     (line,) = lines_of(jsonl)
     assert line["text_pair"] == "What is the sentiment of this review?"
     assert any(line["hidden"])
-    assert re.search(r"The model did not see \d+% of the marked words", " ".join(answer.out.split()))
+    assert re.search(r"\d+% of the marked words have no score", " ".join(answer.out.split()))
 
 
 def test_two_documents_of_an_annotation_are_read_together(ask: Command, egkd: Command, model: Path, tmp_path: Path) -> None:

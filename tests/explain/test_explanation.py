@@ -1,11 +1,14 @@
 """From a text to something to read, to keep and to show."""
 
+import copy
 import json
 import re
 import unicodedata
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from egkd.explain import (
@@ -67,9 +70,33 @@ def test_regression_explains_the_output(tiny_bert, tokenizer):
 def test_cut_texts_say_so(model, tokenizer):
     (one,) = explain(model, tokenizer, ["the plot is dull and the cast is awful"], method="lime", max_length=6)
     assert one.hidden == (False,) * 4 + (True,) * 5
-    assert one.n_hidden == 5
+    assert one.cut == one.hidden
+    assert one.n_cut == 5
     assert "5 of 9 words not seen by the model" in one.headline()
     assert one.to_html().count("not seen by the model") == 6  # each word, and the headline
+
+
+def test_words_that_share_a_token_are_not_cut(tiny_bert, bpe_tokenizer):
+    """Three full stops are three words; a tokenizer may read them as one token, which the first of them owns."""
+    bpe = copy.deepcopy(bpe_tokenizer)
+    bpe.add_tokens(["..."])
+    model = tiny_bert(layers=1, tokenizer=bpe)
+    whole, cut = (explain(model, bpe, "wait... what is it", max_length=most)[0] for most in (64, 8))
+    assert whole.words[:4] == ("wait", ".", ".", ".")
+    assert whole.hidden[:4] == (False, False, True, True)
+    assert not any(whole.cut)
+    assert "not seen" not in whole.headline() + whole.to_html()
+    assert whole.to_terminal().plain.startswith("wait... what is it")
+    assert cut.hidden[:4] == whole.hidden[:4]
+    assert cut.cut[:4] == (False,) * 4
+    assert cut.cut[-1]
+    assert 0 < cut.n_cut < sum(cut.hidden)
+
+
+def test_classes_may_be_numpy_s_or_torch_s(model, tokenizer):
+    (expected,) = explain(model, tokenizer, ["great"], target=1)
+    for target in (np.int64(1), torch.tensor(1), [np.int64(1)], torch.tensor([1])):
+        assert explain(model, tokenizer, ["great"], target=target) == [expected]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "arrow"])
@@ -92,6 +119,9 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "hello"}) + "\n")
     with pytest.raises(ValueError, match="no saved explanation: it has no diagnostics, errors, hidden"):
         load(tmp_path / "other.jsonl")
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match="no saved explanation: found list, expected an object"):
+        load(tmp_path / "list.jsonl")
 
 
 def test_too_few_samples_for_an_error_are_told_as_none(model, tokenizer):
@@ -192,6 +222,8 @@ def test_every_explainer_is_found_by_its_name_and_rebuilt_from_its_settings():
         ),
         ("shapley-sampling", {"n_samples": 3}, "'shapley-sampling', setting 'n_samples': Input should be a multiple of 2"),
         ("smoothgrad", {"inner": "lime"}, "'smoothgrad', setting 'inner': "),
+        ("smoothgrad", {"inner": 3}, "'smoothgrad', setting 'inner': found 3, expected a method's name"),
+        ("smoothgrad", {"inner": {"method": 5}}, "'smoothgrad', setting 'inner': found {'method': 5}"),
         ("saliency", {"steps": 2}, "'saliency' has no setting 'steps'; known are reduction"),
     ],
 )
@@ -208,5 +240,9 @@ def test_wrong_calls_are_told(model, tokenizer):
     with pytest.raises(ValueError, match="no class 'goo'; did you mean 'good'"):
         explain(model, tokenizer, ["a"], target="goo")
     assert explain(model, tokenizer, []) == []
+    with pytest.raises(ValueError, match="unit is 'tokens'; did you mean 'token'"):
+        explain(model, tokenizer, ["a"], unit="tokens")
+    with pytest.raises(ValueError, match="precision is 'float16'; did you mean 'bfloat16'"):
+        explain(model, tokenizer, ["a"], precision="float16")
     with pytest.raises(ValueError, match="reduction"):
         InputXGradient(reduction="mean")

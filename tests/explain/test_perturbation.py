@@ -1,10 +1,15 @@
 """The frame of all perturbation methods: the right copies, valued once, in passes of bounded size."""
 
+import copy
+import math
+
 import pytest
 import torch
+import transformers
 from captum.attr import FeatureAblation
+from tokenizers import processors
 
-from egkd.explain import KernelShap, Lime, Occlusion, ShapleySampling, score_dataset
+from egkd.explain import KernelShap, Lime, Occlusion, ShapleySampling, explain, explainer_from_name, score_dataset
 from egkd.models import log_odds, observe
 from egkd.text import collate, perturb
 
@@ -56,6 +61,18 @@ def watched(tiny_bert):
     hook = model.bert.embeddings.register_forward_hook(lambda _module, _args, output: shapes.append(tuple(output.shape[:2])))
     yield model, shapes
     hook.remove()
+
+
+@pytest.mark.parametrize("operator", ["delete", "gather"])
+@pytest.mark.parametrize("method", ["kernel-shap", "occlusion", "shapley-sampling", "lime", "exact-shapley"])
+def test_a_decoder_is_asked_about_texts_without_a_word(method, operator, bpe_tokenizer):
+    """Its tokenizer adds nothing to a text, so without its words nothing is left of it."""
+    bare = copy.deepcopy(bpe_tokenizer)
+    bare.backend_tokenizer.post_processor = processors.ByteLevel()
+    config = transformers.GPT2Config(vocab_size=len(bare), n_embd=16, n_layer=1, n_head=2, n_positions=64, pad_token_id=1)
+    model = transformers.GPT2ForSequenceClassification(config).eval()
+    for one in explain(model, bare, ["film", "a film", "x"], method=explainer_from_name(method, {"operator": operator})):
+        assert all(map(math.isfinite, one.scores))
 
 
 def test_passes_keep_to_the_token_budget_whatever_the_samples(watched, tokenizer, rows_of, texts):

@@ -212,11 +212,25 @@ def test_loading_tells_what_is_wrong(
         (whole | {"widths": [1, 2]}, "cannot be read"),
         (whole | {"settings": whole["settings"] | {"rate": 7}}, "cannot be read"),
         ({}, "cannot be read"),
+        ({name: whole[name] for name in whole if name != "fingerprint"}, "cannot be read"),
     ):
         (tmp_path / "selector.json").write_text(json.dumps(told))
         with pytest.raises(ValueError, match=message) as caught:
             Selector.load(tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_loading_tells_that_weights_are_missing_or_broken(
+    tiny_bert: Any, tokenizer: PreTrainedTokenizerBase, reviews: Dataset, tmp_path: Path
+) -> None:
+    fit_selector(SelectorSettings(**QUICK), tiny_bert(), tokenizer, reviews, seed=0).save(tmp_path)
+    weights = tmp_path / "selector.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"the selector in .* cannot be read"):
+        Selector.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"no selector in .*: selector\.safetensors is missing"):
+        Selector.load(tmp_path)
 
 
 def test_the_seed_decides(tiny_bert: Any, tokenizer: PreTrainedTokenizerBase, reviews: Dataset) -> None:
@@ -289,9 +303,9 @@ def test_an_explainer_needs_a_fitted_selector(
     fitted.selector.save(tmp_path)
     loaded = explainer(selector=tmp_path)
     batch = collate(rows, tokenizer.pad_token_id)
-    logits_BU = fitted.selector.unit_logits(model, batch)
+    shares_BU = fitted.selector.unit_logits(model, batch).sigmoid()
     for row, one, other in zip(
-        logits_BU, score_dataset(fitted, model, tokenizer, rows), score_dataset(loaded, model, tokenizer, rows), strict=True
+        shares_BU, score_dataset(fitted, model, tokenizer, rows), score_dataset(loaded, model, tokenizer, rows), strict=True
     ):
         assert torch.equal(one.scores_U, other.scores_U)
         torch.testing.assert_close(one.scores_U, row[: len(one.scores_U)], atol=1e-5, rtol=1e-5)
@@ -311,6 +325,8 @@ def test_by_name_with_a_saved_selector(
     (found,) = explain(model, tokenizer, "a great film", method=explainer)
     assert list(found.words) == ["a", "great", "film"]
     assert found.settings == explainer.settings()
+    assert not explainer.signed
+    assert all(0 < score < 1 for score in found.scores)
     with pytest.raises(ValueError, match=r"'l2x', setting 'selector': .*no selector in") as caught:
         explainer_from_name("l2x", {"selector": str(tmp_path / "elsewhere")})
     assert "\n" not in str(caught.value)

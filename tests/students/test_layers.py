@@ -13,6 +13,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -100,6 +101,44 @@ def test_a_truncated_student_computes_what_its_layers_did_in_the_teacher(
         assert not torch.allclose(expected, model(**batch).logits)
         torch.testing.assert_close(student.eval()(**batch).logits, expected)
         torch.testing.assert_close(reloaded.eval()(**batch).logits, expected)
+
+
+ODD = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "right", "wrong"),
+    [
+        ("ModernBert", SMALL | ODD, "layers:first:2", ["layers:last:2", "layers:3,0"]),  # its first layer lacks a norm
+        ("SmolLM3", SMALL | ODD | {"num_key_value_heads": 2}, "layers:first:2", ["layers:0,3"]),  # its fourth has no positions
+        ("Longformer", SMALL | {"attention_window": [4, 4, 8, 8], "max_position_embeddings": 70}, None, ["layers:first:2"]),
+    ],
+)
+def test_layers_that_a_config_cannot_tell_are_refused(
+    architecture: str, settings: dict[str, Any], right: str | None, wrong: list[str], tokenizer: Any, tmp_path: Path
+) -> None:
+    """What is saved would be another model than the one that was trained, or could not be loaded."""
+    model = random_model(
+        architecture, len(tokenizer), {name: value for name, value in settings.items() if name != "pad_token_id"}
+    )
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    for spec in wrong:
+        with pytest.raises(ValueError, match=rf"^student '{spec}' could not be loaded again: .* choose other layers"):
+            build_student(spec, str(tmp_path / "teacher"), TASK)
+    if right is not None:
+        student, read_by = build_student(right, str(tmp_path / "teacher"), TASK)
+        student.save_pretrained(tmp_path / "student")
+        batch = read_by(["a lovely film, really"], return_tensors="pt", return_token_type_ids=False)
+        reloaded = load_classifier(str(tmp_path / "student"), TASK)
+        with torch.no_grad():
+            torch.testing.assert_close(reloaded(**batch).logits, student.eval()(**batch).logits)
+
+
+def test_building_a_student_leaves_random_numbers_alone(teacher: str) -> None:
+    before = torch.get_rng_state()
+    build_student("layers:2", teacher, TASK)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_layers_keep_their_order_and_caches_their_places(tiny_bert: Any) -> None:
@@ -230,6 +269,33 @@ def test_a_head_that_fits_is_kept(teacher: str, tiny_bert: Any) -> None:
     assert student.config.id2label == {0: "negative", 1: "positive"}
 
 
+def test_an_encoder_whose_weights_fit_another_model_is_refused(tiny_bert: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Else it would begin from random weights, without a word."""
+    tokenizer.save_pretrained(tmp_path)
+    model = tiny_bert(layers=2)
+    for weights in (
+        {f"_orig_mod.{name}": value for name, value in model.state_dict().items()},
+        {name: value for name, value in model.state_dict().items() if "layer.1." not in name},
+    ):
+        model.config.save_pretrained(tmp_path)
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"lacks \d+ of the weights of BertForSequenceClassification, like bert\."
+        ) as caught:
+            load_encoder(str(tmp_path), TASK)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_without_pooler_and_head_gets_new_ones(tiny_bert: Any, tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    model = tiny_bert(layers=2)
+    model.config.save_pretrained(tmp_path)
+    own = {name: value for name, value in model.bert.state_dict().items() if "pooler" not in name}
+    save_file(own, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = load_encoder(str(tmp_path), TASK)
+    assert all(torch.equal(loaded.bert.state_dict()[name], value) for name, value in own.items())
+
+
 def test_a_student_from_a_folder_has_its_own_tokenizer(
     teacher: str, tiny_bert: Any, bpe_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -340,6 +406,8 @@ def test_padding_is_borrowed_from_a_token_that_ends_no_text_or_refused(tmp_path:
         (("c", "a", "b"), ("a", "b", "c"), [2, 0, 1]),
         (("LABEL_0", "LABEL_1"), ("negative", "positive"), [0, 1]),
         (("US", "us"), ("us", "US"), [1, 0]),
+        (("negative", "positive"), ("0", "1"), [0, 1]),
+        (("1", "0"), ("0", "1"), [1, 0]),
     ],
 )
 def test_labels_are_matched_by_name(tiny_bert: Any, names: tuple[str, ...], labels: tuple[str, ...], order: list[int]) -> None:

@@ -17,9 +17,13 @@ def augment(
     task: o.Task = None,
     glue_dir: o.GlueDir = None,
     train: o.Train = None,
+    eval: Annotated[  # noqa: A002
+        list[Path] | None, typer.Option(help="Own evaluation data of those runs; without it they hold a tenth of --train out.")
+    ] = None,
     text: o.Text = None,
     text_pair: o.TextPair = None,
     label: o.Label = None,
+    kind: Annotated[str | None, typer.Option(help="The data.kind of those runs: classification or regression.")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Rewrite a random sample of this many rows.")] = None,
     held_out: Annotated[
         float | None,
@@ -42,8 +46,8 @@ def augment(
     from egkd.config import check
     from egkd.config_data import DataConfig
 
-    flags = o.data_settings(task, glue_dir, train, None, text, text_pair, label, train_limit, None)
-    data = check(DataConfig, o.given(flags | {"held_out": held_out, "seed": data_seed}))
+    flags = o.data_settings(task, glue_dir, train, eval, text, text_pair, label, train_limit, None)
+    data = check(DataConfig, o.given(flags | {"kind": kind, "held_out": held_out, "seed": data_seed}))
     from egkd.cli.progress import bars, calm, first_console
     from egkd.rewriting import RewriteConfig, rewrite
 

@@ -31,8 +31,8 @@ class Shown:
         for row, by_method in explained:
             first = next(iter(by_method.values()))
             self._texts += 1
-            self._cut += first.n_hidden > 0
-            self._hidden += first.n_hidden
+            self._cut += first.n_cut > 0
+            self._hidden += first.n_cut
             heading = f"row {row}: the model says {self._answer(first)}"
             if self._console is not None:
                 self._console.print(Text(inert(heading), style="bold"))

@@ -55,7 +55,11 @@ def tables(judge: Judge) -> Iterator[Table]:
             figures,
             _PLAUSIBILITY,
             f"What people marked: {share:.0%} of the words, and as many are selected by score. "
-            + (f"The model did not see {unseen:.0%} of the marked words (--max-length)." if unseen > 0 else ""),
+            + (
+                f"{unseen:.0%} of the marked words have no score: cut off (--max-length), or in another’s token."
+                if unseen > 0
+                else ""
+            ),
         )
     elif isinstance(judge, Agreement):
         for method, found in figures.items():

@@ -40,7 +40,10 @@ def teach(
         "seed": seed,
         "trust_remote_code": trust_remote_code,
     }
-    config = resolve(o.settings_of(settings, flags, set_))
+    chosen = o.settings_of(settings, flags, set_)
+    if not chosen.get("teacher_init"):
+        raise ValueError("found no encoder, expected teacher_init: the one to fine-tune, a local folder or hub id (--init)")
+    config = resolve(chosen)
     from egkd import pipeline
     from egkd.cli.progress import bars, calm, first_console
 

@@ -176,7 +176,7 @@ def _classes(
 ) -> tuple[tuple[str, ...], list[int]]:
     """Class names and an id per row; the first `size` rows are those to train on."""
     seen = set(values[:size])
-    if len(seen) == 1:
+    if len(seen) == 1 and not declared:
         raise ValueError(f"every {column!r} to train on is {values[0]!r:.60}, expected at least two classes: see --label")
     names = declared or tuple(sorted(seen, key=float if all(map(_NUMBER.fullmatch, seen)) else None))
     ids = {name: number for number, name in enumerate(names)}

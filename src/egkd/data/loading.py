@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
 
-from egkd.config_data import DataConfig
+from egkd.config_data import DataConfig, spelling
 from egkd.data import TaskData, hold_out, sample
 from egkd.data.bundled import load_movie_reviews
 from egkd.data.files import load_files, shared
@@ -30,7 +30,7 @@ def load_data(config: DataConfig) -> TaskData:
 
 def _labelled(config: DataConfig) -> TaskData:
     limits: dict[str, Any] = {"train_limit": config.train_limit, "eval_limit": config.eval_limit, "seed": config.seed}
-    if config.task == "movie-reviews":
+    if config.task and spelling(config.task) == "moviereviews":
         return load_movie_reviews(**limits)
     if config.task:
         return load_glue(config.task, config.glue_dir, **limits)

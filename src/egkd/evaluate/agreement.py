@@ -11,10 +11,10 @@ import numpy as np
 from scipy.special import rel_entr
 from scipy.stats import rankdata
 
+from egkd.evaluate.ranking import MIN_UNITS, shuffled
 from egkd.evaluate.scores import estimate
 from egkd.explain.base import Scored
 
-MIN_UNITS = 3  # of fewer units an order says nothing
 TOP = 0.2  # share of units that "top20" looks at
 PERSISTENCE = 0.9  # of rank-biased overlap: the weight of depth d is (1 - p) p^(d - 1)
 
@@ -108,7 +108,7 @@ class Tally:
     """Agreement of explanations that come in parts; keeps a few numbers per example."""
 
     def __init__(self, seed: int = 0) -> None:
-        """`seed` is for the random scores of the floor."""
+        """`seed` is for the order of the scores of the floor."""
         self._random = np.random.default_rng(seed)
         self._found: dict[str, list[dict[str, np.ndarray]]] = {}
 
@@ -122,7 +122,7 @@ class Tally:
         ceiling_same_class: np.ndarray | None = None,
     ) -> None:
         """Some more examples, as `agreement` takes them."""
-        noise = [np.where(np.isnan(one), math.nan, self._random.standard_normal(one.shape)) for one in second]
+        noise = [shuffled(np.asarray(one, dtype=float), ~np.isnan(one), self._random) for one in second]
         parts = {"all": per_example(first, second), "floor": per_example(first, noise)}
         if same_class is not None:
             parts["same_class"] = {name: value[same_class] for name, value in parts["all"].items()}

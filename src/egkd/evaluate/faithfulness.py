@@ -22,7 +22,16 @@ from transformers import PreTrainedTokenizerBase
 from egkd.evaluate.ranking import BINS, Ranking, shuffled
 from egkd.evaluate.scores import estimate
 from egkd.evaluate.sensitivity import explain_nearby, relative_distance
-from egkd.explain.base import Explainer, Request, check_targets, example_seed, length_batches, score_dataset, suitable_budget
+from egkd.explain.base import (
+    Explainer,
+    Precision,
+    Request,
+    check_targets,
+    example_seed,
+    length_batches,
+    score_dataset,
+    suitable_budget,
+)
 from egkd.explain.perturbation import Floats, Game, Masks
 from egkd.models import frozen
 from egkd.text import Operator, collate
@@ -123,11 +132,13 @@ def per_example(
     probes: Probes = PROBES,
     seed: int = 0,
     token_budget: int | None = None,
+    precision: Precision = "float32",
     again: Explainer | None = None,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Every measure of `faithfulness` for every row, NaN where it cannot be had: of the scores, and of the floor.
 
-    `again` is the explainer that gave the scores for these `targets`; it is asked again for the max-sensitivity.
+    `again` is the explainer that gave the scores for these `targets`, in this `precision`; it is asked again for the
+    max-sensitivity.
     """
     if not len(rows):
         raise ValueError("found no examples; faithfulness needs at least one")
@@ -152,6 +163,7 @@ def per_example(
             radius=probes.sensitivity_radius,
             seed=seed,
             token_budget=token_budget,
+            precision=precision,
         )
     check_targets(model, targets, len(rows))
     found: list[tuple[dict[str, float], dict[str, float]]] = [({}, {})] * len(rows)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from egkd.evaluate.agreement import MIN_UNITS
 from egkd.explain.perturbation import Floats, Masks
 
+MIN_UNITS = 3  # of fewer units an order says nothing
 BINS = (1, 5, 10, 20, 50)  # per cent of the units in a rationale, rounded up: ERASER's for AOPC
 FERRET_BINS = range(10, 101, 10)  # ferret's, rounded down, empty ones left out
 

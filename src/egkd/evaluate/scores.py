@@ -95,5 +95,5 @@ def fidelity(
     return {
         "agreement": estimate(same_N),
         "kl": estimate(kl_N),
-        "probability_loyalty": estimate(1 - np.nan_to_num(distance_N)),
+        "probability_loyalty": estimate(1 - np.where(np.isnan(kl_N), np.nan, np.nan_to_num(distance_N))),  # rounding: JSD < 0
     }

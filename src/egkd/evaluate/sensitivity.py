@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import Explainer, score_dataset
+from egkd.explain.base import Explainer, Precision, score_dataset
 from egkd.explain.perturbation import Floats
 from egkd.models import embedding_layer, unwrapped
 
@@ -32,12 +32,15 @@ def explain_nearby(
     radius: float,
     seed: int,
     token_budget: int,
+    precision: Precision = "float32",
 ) -> list[list[Floats]]:
     """Scores [U] of every row under each of `samples` draws of the noise; explainers that draw use the same seed each time."""
     found = []
     for draw in range(samples):
         with moved_words(model, radius, hash((seed, draw)) % 2**63):
-            scored = score_dataset(explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget)
+            scored = score_dataset(
+                explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget, precision=precision
+            )
         found.append([one.scores_U.double().numpy() for one in scored])
     return found
 

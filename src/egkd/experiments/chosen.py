@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from egkd.config import to_yaml
 from egkd.experiments.grid import student_name
 from egkd.experiments.space import Range, SweepConfig, nested, spelled
 from egkd.runs import read_json, write_json, write_text
@@ -42,7 +41,7 @@ def write_results(config: SweepConfig, out: Path, trials: Mapping[str, Sequence[
     write_text(folder / "sweep.md", "\n".join(_page(config, trials, metric)) + "\n")
     grid = grid_of(config, {method: trial.values for method, trial in chosen.items()})
     head = f"# The best of {config.trials} trials of each method in {out.name}, told by rows held out of train.\n"
-    write_text(folder / "grid.yaml", head + yaml.safe_dump(grid, sort_keys=False, allow_unicode=True))
+    write_text(folder / "grid.yaml", head + to_yaml(grid))
 
 
 def grid_of(config: SweepConfig, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from egkd.config import RunConfig, check, merge, near, resolve
+from egkd.config import RunConfig, check, merge, near, resolve, to_yaml
 from egkd.experiments.methods import METHODS, method_settings
 
 TASKS = ("wnli", "rte", "mrpc", "stsb", "cola", "sst2", "qnli", "qqp", "mnli")
@@ -241,7 +240,7 @@ class GridConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """The whole of it, as `grid.yaml` holds it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def entries(what: str, value: Any) -> Any:

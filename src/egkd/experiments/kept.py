@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from egkd.config import RunConfig
+from egkd.config import RunConfig, read_yaml, to_yaml
 from egkd.runs import read_json, write_json, write_text
 
 CELLS = Path("results") / "cells.jsonl"
@@ -79,7 +78,7 @@ def restore(out: Path) -> None:
     for name, line in found.items():
         folder = unfinished / name
         folder.mkdir(parents=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(line["config"], sort_keys=False, allow_unicode=True))
+        write_text(folder / "config.yaml", to_yaml(line["config"]))
         write_json(folder / "metrics.json", line["metrics"])
         write_json(folder / ANSWERS, line["answers"])
     unfinished.replace(out / "cells")
@@ -111,13 +110,13 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
 
 def _line(name: str, folder: Path) -> str:
     try:
-        config = RunConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        config = RunConfig.model_validate(read_yaml(folder / "config.yaml"))
         metrics = read_json(folder / "metrics.json")
         metrics.pop("objectives", None)  # which the settings name
         metrics["teacher"]["name"] = _placeless(metrics["teacher"]["name"])
         arrays = arrays_of(folder)
         answers = {split: _answers(arrays, split) for split in metrics["student"]["scores"]}
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be kept ({_short(error)}): delete it and run it again") from None
     line = {"cell": name, "config": placeless(config), "metrics": metrics, "answers": answers}
     return json.dumps(line, ensure_ascii=False, separators=(",", ":"))

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from egkd.config import RunConfig, check, merge, resolve
+from egkd.config import RunConfig, check, merge, resolve, to_yaml
 from egkd.config_data import Section
 from egkd.experiments.methods import METHODS, method_settings
 
@@ -126,7 +125,7 @@ class SweepConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole of it, as `sweep.yaml` holds it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 class _OwnSpace(Section):

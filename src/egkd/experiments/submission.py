@@ -25,6 +25,7 @@ from egkd.experiments.grid import GridConfig
 from egkd.experiments.records import Record
 from egkd.predict import predict_logits
 from egkd.report.wording import listed
+from egkd.runs import check_writable
 from egkd.students import label_order, load_classifier, load_tokenizer
 from egkd.text import MAX_LENGTH
 
@@ -128,6 +129,9 @@ def write_submission(
     without one the hub is asked. `tell` hears which files hold a constant. Raises ValueError for an unknown task, a student
     that cannot answer it, a missing test set of a task that has a student, or a test set that is not GLUE's.
     """
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name the zip to write")
+    check_writable(out.parent, "--out")
     folders = {spelling(task): Path(folder) for task, folder in students.items()}
     unknown = [task for task in folders if task not in LAYOUTS]
     if unknown or not folders:

@@ -4,6 +4,7 @@ for explanation in explain(model, tokenizer, ["a truly wonderful film"], method=
     print(explanation.words, explanation.scores)
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
@@ -67,8 +68,12 @@ def explainer_from_name(name: str, settings: Mapping[str, Any] | None = None) ->
             raise ValueError(f"'{name}' has no setting '{setting}'; {near(setting, known)}")
     if "inner" in values and not isinstance(values["inner"], Explainer):
         inner = values["inner"]
-        inner = {"method": inner} if isinstance(inner, str) else dict(inner)
-        values["inner"] = explainer_from_name(inner.pop("method", "no method"), inner)
+        inner = {"method": inner} if isinstance(inner, str) else inner
+        if not (isinstance(inner, Mapping) and isinstance(inner.get("method"), str)):
+            raise ValueError(
+                f"'{name}', setting 'inner': found {inner!r}, expected a method's name, or a 'method' beside settings"
+            )
+        values["inner"] = explainer_from_name(inner["method"], {k: value for k, value in inner.items() if k != "method"})
     try:
         return explainer(**values)
     except ValidationError as error:
@@ -98,7 +103,7 @@ def explain(
     where a method adds up. The model comes back as it was. The same seed gives the same scores, whatever else is in `texts`;
     `token_budget` bounds the tokens of one forward pass (default: what suits the device) and changes nothing but memory and
     speed. `precision` "bfloat16" is faster where the processor has it, and a little off. Texts longer than `max_length`
-    tokens are cut, and `Explanation.hidden` says where.
+    tokens are cut, and `Explanation.cut` says where.
 
     Raises ValueError for an unknown method or class, for pairs that do not match the texts, and for a slow tokenizer.
     """
@@ -147,13 +152,16 @@ def iter_explained(
         raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; give as many of one as of the other")
     if not texts:
         return
+    for name, value, kinds in (("unit", unit, ("word", "token")), ("precision", precision, ("float32", "bfloat16"))):
+        if value not in kinds:
+            raise ValueError(f"{name} is {value!r}; {near(value, kinds)}")
     rows = encode_rows(tokenizer, texts, pairs, max_length, unit)
     targets = _targets(model, target, len(texts))
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
     for index, scored in iter_scored(
         explainer, model, tokenizer, rows, targets=targets, seed=seed, token_budget=token_budget, precision=precision
     ):
-        yield index, _explanation(rows[index], scored, names, explainer)
+        yield index, _explanation(rows[index], scored, names, explainer, max_length)
 
 
 def encode_rows(
@@ -179,10 +187,15 @@ def _targets(model: nn.Module, target: Target, n_texts: int) -> list[int] | None
         if target not in numbers:
             raise ValueError(f"the model has no class '{target}'; {near(target, numbers)}")
         target = int(numbers[target])
-    return [target] * n_texts if isinstance(target, int) else list(target)
+    try:
+        return [operator.index(target)] * n_texts  # type: ignore[arg-type]
+    except TypeError:
+        return [operator.index(each) for each in target]  # type: ignore[union-attr]
 
 
-def _explanation(row: Mapping[str, Any], scored: Scored, names: Mapping[int, str], explainer: Explainer) -> Explanation:
+def _explanation(
+    row: Mapping[str, Any], scored: Scored, names: Mapping[int, str], explainer: Explainer, max_length: int
+) -> Explanation:
     parts = [row["text"]] if row.get("text_pair") is None else [row["text"], row["text_pair"]]
     words = [(part, *span) for part, text in enumerate(parts) for span in unit_spans(text)]
     errors = None if scored.error_U is None else scored.error_U.tolist()
@@ -193,6 +206,7 @@ def _explanation(row: Mapping[str, Any], scored: Scored, names: Mapping[int, str
         units=tuple(Unit(*each) for each in row.get("units", words)),
         scores=tuple(scored.scores_U.tolist()),
         hidden=tuple((~scored.visible_U).tolist()),
+        truncated=len(row["input_ids"]) >= max_length,
         errors=None if errors is None else tuple(error if error == error else None for error in errors),
         target=scored.target,
         label=str(names.get(scored.target, scored.target)) if len(scored.logits_C) > 1 else "output",

@@ -101,8 +101,15 @@ class Explainer(ABC):
     """Cost per example in forward (F) and backward (B) passes of the model, for people."""
     source: ClassVar[str]
     """Where the method comes from."""
+    draws: ClassVar[bool] = False
+    """Whether its scores depend on the seed."""
     samples: ClassVar[bool] = False
-    """Whether it draws, depends on the seed and tells a standard error."""
+    """Whether it draws scores of which it tells the mean and a standard error."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether a score tells by its sign if a unit speaks for the class or against it."""
+        return True
 
     @abstractmethod
     def score(self, request: Request) -> UnitScores:

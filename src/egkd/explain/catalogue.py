@@ -18,7 +18,7 @@ _START = """# Explainers
 An explainer gives each word of a text a score: how much it speaks for what the classifier says. This page is written from
 the code (`python -m egkd.explain.catalogue`), the advice below and its reasons by hand.
 
-    from egkd import explain
+    from egkd.explain import explain
 
     for explanation in explain(model, tokenizer, ["a truly wonderful film"], method="integrated-gradients"):
         print(explanation.words, explanation.scores)
@@ -154,7 +154,7 @@ def _overview() -> str:
             f"[`{name}`](#{name})",
             explainer.family,
             explainer.passes,
-            "yes" if explainer.samples else "no",
+            "yes" if explainer.draws else "no",
             _DIFFERENTIABLE[explainer.family],
             needs(explainer),
             _linked(explainer.source),

@@ -47,7 +47,9 @@ class Explanation:
     scores: tuple[float, ...]
     """One per unit, for the target; 0 where hidden."""
     hidden: tuple[bool, ...]
-    """Units the model did not see, because the text was cut or the tokenizer has nothing for them."""
+    """Units without a score: cut off, in a token that a neighbour owns, or none of the tokenizer's."""
+    truncated: bool = True
+    """Whether the text fills all tokens there may be, so that some may be cut off."""
     errors: tuple[float | None, ...] | None = None
     """Standard errors, from methods that sample; None where there was too little to tell."""
     target: int
@@ -72,9 +74,19 @@ class Explanation:
         return self.logits[0] if len(self.logits) == 1 else self.logits.index(max(self.logits))
 
     @property
-    def n_hidden(self) -> int:
+    def cut(self) -> tuple[bool, ...]:
+        """Units the model did not see: those before the first that has a score, or behind the last, of a text that fills all
+        tokens there may be."""
+        seen = [
+            [place for place, unit in enumerate(self.units) if unit.part == part and not self.hidden[place]] for part in (0, 1)
+        ]
+        inside = [range(min(places, default=0), max(places, default=-1) + 1) for places in seen]
+        return tuple(self.truncated and place not in inside[unit.part] for place, unit in enumerate(self.units))
+
+    @property
+    def n_cut(self) -> int:
         """How many units the model did not see."""
-        return sum(self.hidden)
+        return sum(self.cut)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the words for readers."""
@@ -84,7 +96,9 @@ class Explanation:
     def from_dict(cls, values: Mapping[str, Any]) -> "Explanation":
         """Undo `to_dict`. Raises ValueError for what is no explanation."""
         names = {f.name for f in fields(cls)}
-        values = {"unit": "word"} | dict(values)  # which older files do not name
+        if not isinstance(values, Mapping):
+            raise ValueError(f"this is no saved explanation: found {type(values).__name__}, expected an object")
+        values = {"unit": "word", "truncated": True} | dict(values)  # which older files do not name
         if missing := sorted(names - set(values)):
             raise ValueError(f"this is no saved explanation: it has no {', '.join(missing)}")
         own: dict[str, Any] = {name: values[name] for name in names}
@@ -99,8 +113,8 @@ class Explanation:
         Markup and escape sequences in a text or a label are shown, not obeyed.
         """
         shown, largest = Text(), self._largest()
-        for piece, score, hidden in self._pieces():
-            style = "strike dim" if hidden else "" if score is None else _terminal_style(score / largest)
+        for piece, score, cut in self._pieces():
+            style = "strike dim" if cut else "" if score is None else _terminal_style(score / largest)
             shown.append(inert(piece), style)
         shown.append(f"\n{inert(self.headline())}", "dim")
         return shown
@@ -109,16 +123,16 @@ class Explanation:
         """The same as a fragment of HTML with its own styles; everything that comes from the text is escaped."""
         largest = self._largest()
         pieces = [
-            (piece, hidden, None if score is None else _html_style(score / largest), f"{score or 0:+.4g}")
-            for piece, score, hidden in self._pieces()
+            (piece, cut, None if score is None else _html_style(score / largest), f"{score or 0:+.4g}")
+            for piece, score, cut in self._pieces()
         ]
         return Markup(_template().render(pieces=pieces, headline=self.headline()))
 
     def headline(self) -> str:
         """What was explained, how, and what to be careful with."""
         notes = [f"{self.method}: for “{self.label}”"]
-        if self.n_hidden:
-            notes.append(f"{self.n_hidden} of {len(self.units)} {self.unit}s not seen by the model (text cut)")
+        if self.n_cut:
+            notes.append(f"{self.n_cut} of {len(self.units)} {self.unit}s not seen by the model (text cut)")
         notes += [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.diagnostics.items()]
         return " · ".join(notes)
 
@@ -129,10 +143,11 @@ class Explanation:
             if part:
                 yield "\n", None, False
             end = 0
-            for unit, score, hidden in zip(self.units, self.scores, self.hidden, strict=True):
+            for unit, score, hidden, cut in zip(self.units, self.scores, self.hidden, self.cut, strict=True):
                 if unit.part == part:
                     yield text[end : unit.start], None, False
-                    yield text[max(end, unit.start) : unit.end], score, hidden  # tokens of one character share it
+                    own = text[max(end, unit.start) : unit.end]  # tokens of one character share it
+                    yield own, None if hidden else score, cut
                     end = max(end, unit.end)
             yield text[end:], None, False
 
@@ -180,6 +195,7 @@ _SCHEMA = pa.schema(
         ("words", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float64())),
         ("hidden", pa.list_(pa.bool_())),
+        ("truncated", pa.bool_()),
         ("errors", pa.list_(pa.float64())),
         ("target", pa.int32()),
         ("label", pa.string()),
@@ -191,8 +207,8 @@ _SCHEMA = pa.schema(
 )
 
 _HTML = """<div class="explanation"><p style="white-space:pre-wrap;line-height:1.9">
-{%- for piece, hidden, style, title in pieces -%}
-{%- if hidden %}<s style="opacity:.5" title="not seen by the model">{{ piece }}</s>
+{%- for piece, cut, style, title in pieces -%}
+{%- if cut %}<s style="opacity:.5" title="not seen by the model">{{ piece }}</s>
 {%- elif style %}<span style="{{ style }}" title="{{ title }}">{{ piece }}</span>
 {%- else %}{{ piece }}{% endif -%}
 {%- endfor -%}

@@ -57,6 +57,11 @@ class GradientExplainer(Explainer):
     """An explainer that can also be asked at other embeddings than the text's own, as SmoothGrad does. It draws nothing."""
 
     family: ClassVar[Family] = "gradient"
+    reduction: Reduction
+
+    @property
+    def signed(self) -> bool:
+        return self.reduction == "sum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,8 @@ class IntegratedGradients(GradientExplainer):
             empty = {**batch, "input_ids": batch["input_ids"].masked_fill(word_BT, tokenizer.pad_token_id or 0)}
         else:
             keep_BU = torch.zeros(len(own_BTD), request.n_units, dtype=torch.bool, device=own_BTD.device)
+            if tokenizer.mask_token_id is None:
+                raise ValueError(f"{type(tokenizer).__name__} has no mask token; set {self.name}.baseline to zero or pad")
             empty = perturb(batch, keep_BU, "mask", tokenizer)
         seen = observe(request.model, empty, keep=("embeddings",))
         assert seen.embeddings_BTD is not None

@@ -123,7 +123,7 @@ class Game:
             kept_PTD = self.embeddings_BTD[row_P[:, None], places_PT]
         else:
             kept_PTD = None
-            copies = cut_to(copies, longest)
+            copies = cut_to(copies, max(1, longest))  # of a text without a word a token remains
         return observe(self.request.model, copies, replace_BTD=kept_PTD).logits_BC
 
 
@@ -170,7 +170,7 @@ class Occlusion(PerturbationExplainer):
     source: ClassVar[str] = "Li et al. 2016, arXiv:1612.08220"
 
     operator: Operator = "mask"
-    """What takes a unit away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+    """What takes a unit away: "mask" (mask token), "delete", "gather" (so too, positions stay), or "attention" (mask of 0)."""
 
     def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
         values_N = yield ~np.eye(n_players, dtype=bool)

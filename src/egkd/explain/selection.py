@@ -26,14 +26,15 @@ def _loaded(value: Any) -> Any:
 
 
 class AmortisedExplainer(Explainer):
-    """An explainer whose scores are the logits of a selector that was fitted beforehand.
+    """An explainer with a selector that was fitted beforehand. A unit's score is σ(its logit), 0 to 1 and without a sign.
 
-    The higher a unit's logit, the sooner it is kept; only differences within a text mean something.
+    The higher, the sooner it is kept; only differences within a text mean something.
     """
 
     family: ClassVar[Family] = "selection"
     kind: ClassVar[Kind]
     """How its selector is trained."""
+    signed = False
 
     selector: Selector | None
 
@@ -64,7 +65,7 @@ class AmortisedExplainer(Explainer):
             raise ValueError(f"'{self.name}' was given a selector of the kind '{self.selector.settings.kind}'; fit its own")
         read = read_hidden(request.model, request.batch, self.selector.settings.layers)
         return UnitScores(
-            scores_BU=self.selector.logits_from(read, request.batch),
+            scores_BU=self.selector.logits_from(read, request.batch).sigmoid() * request.visible_BU,
             visible_BU=request.visible_BU,
             target_B=predicted(read.logits_BC, request.target_B),
             logits_BC=read.logits_BC,

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,6 +84,7 @@ class Selector(nn.Module):
         """An untrained selector for hidden states of these widths."""
         super().__init__()
         self.settings, self.widths = settings, tuple(widths)
+        self.folder: Path | None = None  # where it was loaded from
         self.read = nn.ModuleList(nn.Linear(width_D, settings.width) for width_D in widths)
         self.context = nn.Linear(settings.width, settings.width, bias=False)
         self.value = nn.Linear(settings.width, 1)
@@ -149,12 +151,15 @@ class Selector(nn.Module):
                 raise ValueError(f"{folder} has a selector of format {told['format']}, expected {FORMAT}; fit it again")
             selector = cls(SelectorSettings(**told["settings"]), told["widths"])
             selector.load_state_dict(load_file(Path(folder) / "selector.safetensors"))
-        except FileNotFoundError as error:
-            raise ValueError(f"no selector in {folder}: {error.filename} is missing; fit one and save it there") from None
-        except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, ValidationError) as error:
+            same = selector.fingerprint() == told["fingerprint"]
+        except FileNotFoundError:
+            lost = next(name for name in ("selector.json", "selector.safetensors") if not (Path(folder) / name).exists())
+            raise ValueError(f"no selector in {folder}: {lost} is missing; fit one and save it there") from None
+        except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
             raise ValueError(f"the selector in {folder} cannot be read ({str(error).splitlines()[0]}); fit it again") from None
-        if selector.fingerprint() != told["fingerprint"]:
+        if not same:
             raise ValueError(f"the selector in {folder} is not what was saved there; fit it again")
+        selector.folder = Path(folder)
         return selector.eval()
 
 

@@ -24,7 +24,7 @@ class ShapleySampling(PerturbationExplainer):
     """
 
     name: ClassVar[str] = "shapley-sampling"
-    samples: ClassVar[bool] = True
+    draws = samples = True
     passes: ClassVar[str] = "(n_samples (U - 1) + 2) F"
     source: ClassVar[str] = (
         "Castro et al. 2009, doi:10.1016/j.cor.2008.04.004; antithetic: Mitchell et al. 2022, arXiv:2104.12199, sec. 4.1"
@@ -35,7 +35,7 @@ class ShapleySampling(PerturbationExplainer):
     orders: Literal["antithetic", "independent"] = "antithetic"
     """Whether every second order is the reverse of the one before it."""
     operator: Operator = "mask"
-    """What takes a unit away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+    """What takes a unit away: "mask" (mask token), "delete", "gather" (so too, positions stay), or "attention" (mask of 0)."""
 
     def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
         empty = float((yield np.zeros((1, n_players), dtype=bool))[0])
@@ -70,7 +70,7 @@ class ExactShapley(PerturbationExplainer):
     max_units: int = Field(default=12, gt=0, le=20)
     """Longer texts are refused."""
     operator: Operator = "mask"
-    """What takes a unit away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+    """What takes a unit away: "mask" (mask token), "delete", "gather" (so too, positions stay), or "attention" (mask of 0)."""
 
     def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
         if n_players > self.max_units:

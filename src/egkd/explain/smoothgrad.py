@@ -27,7 +27,7 @@ class SmoothGrad(Explainer):
     """
 
     name: ClassVar[str] = "smoothgrad"
-    samples: ClassVar[bool] = True
+    draws = samples = True
     family: ClassVar[Family] = "gradient"
     passes: ClassVar[str] = "N times the inner method, + 1 F"
     source: ClassVar[str] = "Smilkov et al. 2017, arXiv:1706.03825"
@@ -38,6 +38,10 @@ class SmoothGrad(Explainer):
     """Noisy copies (N)."""
     noise: float = Field(default=0.15, gt=0)
     """Standard deviation of the noise, in standard deviations of the embeddings."""
+
+    @property
+    def signed(self) -> bool:
+        return self.inner.signed
 
     def score(self, request: Request) -> UnitScores:
         with torch.no_grad():

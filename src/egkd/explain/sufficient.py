@@ -33,6 +33,8 @@ class SufficientSubset(Explainer):
 
     name: ClassVar[str] = "sufficient-subset"
     family: ClassVar[Family] = "selection"
+    draws: ClassVar[bool] = True
+    signed = False
     passes: ClassVar[str] = "S (F + B) + about 2 (rate U)² F"
     source: ClassVar[str] = "De Cao et al. 2020, arXiv:2004.14992, sec. 3; Carter et al. 2019, arXiv:1810.03805, alg. 1"
 

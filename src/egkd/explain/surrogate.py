@@ -71,7 +71,7 @@ class Lime(PerturbationExplainer):
     """
 
     name: ClassVar[str] = "lime"
-    samples: ClassVar[bool] = True
+    draws = samples = True
     passes: ClassVar[str] = "n_samples F"
     source: ClassVar[str] = "Ribeiro et al. 2016, arXiv:1602.04938"
 
@@ -82,7 +82,7 @@ class Lime(PerturbationExplainer):
     ridge: float = Field(default=1.0, ge=0)
     """Penalty on the squared slopes; the intercept is free."""
     operator: Operator = "mask"
-    """What takes a unit away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+    """What takes a unit away: "mask" (mask token), "delete", "gather" (so too, positions stay), or "attention" (mask of 0)."""
 
     def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
         moments = _Moments(n_players + 2)
@@ -129,14 +129,14 @@ class KernelShap(PerturbationExplainer):
     """
 
     name: ClassVar[str] = "kernel-shap"
-    samples: ClassVar[bool] = True
+    draws = samples = True
     passes: ClassVar[str] = "(n_samples + 2) F"
     source: ClassVar[str] = "Lundberg and Lee 2017, arXiv:1705.07874, theorem 2; pairs: Covert and Lee 2021, arXiv:2012.01536"
 
     n_samples: int = Field(default=500, gt=1)
     """Coalitions, the whole text and the empty one not counted."""
     operator: Operator = "mask"
-    """What takes a unit away: "mask" (mask token), "delete", or "attention" (attention mask 0)."""
+    """What takes a unit away: "mask" (mask token), "delete", "gather" (so too, positions stay), or "attention" (mask of 0)."""
 
     def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
         empty = float((yield np.zeros((1, n_players), dtype=bool))[0])

@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from egkd.explain.base import suitable_budget
+from egkd.explain.base import Precision, suitable_budget
 from egkd.lessons.columns import Cells, UnfitCell
 from egkd.lessons.fingerprints import fingerprint_labels, fingerprint_model, fingerprint_texts, fingerprint_tokenizer
 from egkd.lessons.rows import Rows
@@ -65,6 +65,7 @@ def build_lessons(
     root: Path,
     *,
     max_length: int,
+    precision: Precision = "float32",
     token_budget: int | None = None,
     progress: Progress | None = None,
     tell: Tell | None = None,
@@ -72,8 +73,9 @@ def build_lessons(
     """Lessons of every objective that has one, by its name: those on disk are opened, the missing ones built together.
 
     `dataset` is encoded by the teacher's tokenizer and keeps its `text` columns. All missing objectives share the teacher's
-    plain pass. No pass holds more than `token_budget` tokens; by default what suits the device. `tell` hears how large
-    lessons will be, before the first is written. Two runs may ask at once: one builds, the other waits. Where
+    plain pass. `precision` is what the teacher computes in: "bfloat16" is faster where the processor has it, and a little off.
+    No pass holds more than `token_budget` tokens; by default what suits the device. `tell` hears how large lessons will be,
+    before the first is written. Two runs may ask at once: one builds, the other waits. Where
     `torch.distributed` is initialised every process has to call this, and builds its share of the shards; all of them must
     see `root`.
 
@@ -82,7 +84,7 @@ def build_lessons(
     wanted = {objective.name: objective for objective in objectives if objective.has_lesson and objective.weight > 0}
     if not wanted:
         return {}
-    common = _common_key(teacher, tokenizer, dataset, max_length)
+    common = _common_key(teacher, tokenizer, dataset, max_length, precision)
     keys = {name: common | {"settings": objective.lesson_key()} for name, objective in wanted.items()}
     for name in (name for name, objective in wanted.items() if objective.reads_labels):
         keys[name]["labels"] = fingerprint_labels(dataset)
@@ -103,12 +105,14 @@ def build_lessons(
             with frozen(teacher):
                 plain = Teacher(model=teacher, tokenizer=tokenizer)
                 jobs = [_Job(objective=wanted[n], key=keys[n], folder=folders[n], teacher=plain) for n in missing]
-                _Build(jobs, dataset, token_budget or suitable_budget(teacher), progress, tell, team).run()
+                _Build(jobs, dataset, precision, token_budget or suitable_budget(teacher), progress, tell, team).run()
         with team.stage():
             return {name: Lessons(folders[name], keys[name]) for name in wanted}
 
 
-def _common_key(teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int) -> dict[str, Any]:
+def _common_key(
+    teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int, precision: Precision
+) -> dict[str, Any]:
     """Everything that lessons of all objectives about `dataset` depend on, as it stands in the manifest."""
     return {
         "format": FORMAT,
@@ -118,7 +122,7 @@ def _common_key(teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset:
         "rows": len(dataset),
         "max_length": max_length,
         "unit_rule": UNIT_RULE,
-    }
+    } | ({} if precision == "float32" else {"precision": precision})
 
 
 class _Build:
@@ -128,12 +132,19 @@ class _Build:
         self,
         jobs: Sequence[_Job],
         dataset: Dataset,
+        precision: Precision,
         token_budget: int,
         progress: Progress | None,
         tell: Tell | None,
         team: Ranks,
     ) -> None:
-        self._jobs, self._dataset, self._token_budget, self._team = jobs, dataset, token_budget, team
+        self._jobs, self._dataset, self._precision, self._token_budget, self._team = (
+            jobs,
+            dataset,
+            precision,
+            token_budget,
+            team,
+        )
         self._progress, self._tell = progress or (lambda done, total: None), tell or (lambda line: None)
         self._shards = {
             f"shard-{number:05d}.arrow": range(start, min(start + SHARD_ROWS, len(dataset)))
@@ -226,11 +237,12 @@ class _Build:
         needs = {name for job in jobs for name in job.objective.needs}
         device = next(model.parameters()).device
         batch = {name: value.to(device) for name, value in rows.batch(indices_B).items()}
-        with torch.set_grad_enabled("embeddings" in needs):
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bfloat16")
+        with torch.set_grad_enabled("embeddings" in needs), mixed:
             seen = observe(model, batch, keep=needs)
         found = []
         for job in jobs:
-            with torch.set_grad_enabled("embeddings" in job.objective.needs):
+            with torch.set_grad_enabled("embeddings" in job.objective.needs), mixed:
                 lesson = job.objective.teach(job.teacher, batch, seen)
             found.append(
                 {name: _cells(values, job.objective.name, name, rows.first + indices_B) for name, values in lesson.items()}

@@ -66,7 +66,15 @@ class Reasons(Objective):
     @classmethod
     def _resolved(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """With every default in it: lessons are known by their settings."""
-        return explainer_from_name(info.data["explainer"], options).settings() if "explainer" in info.data else options
+        if "explainer" not in info.data:
+            return options
+        explainer = explainer_from_name(info.data["explainer"], options)
+        if not explainer.signed:
+            raise ValueError(
+                f"{explainer.name!r} does not tell for from against, which a head is to learn; use signed scores, like those "
+                "of 'occlusion', or of 'integrated-gradients' with the reduction 'sum'"
+            )
+        return explainer.settings()
 
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """The scores [K, U], of length 1 so that float16 holds them, the length they had, and the class they are for."""

@@ -46,7 +46,7 @@ def words(example: Example, shown: Shown, name: str, signed: bool) -> list[list[
 
 def _word(text: str, score: float | None, largest: float, signed: bool) -> Word:
     if score is None:
-        return Word(text=text, kind="cut", tip="no score: the model did not read this word")
+        return Word(text=text, kind="cut", tip="no score: cut off, or in a token of a neighbour")
     if not math.isfinite(score):
         return Word(text=text, kind="odd", tip=f"no number: {number(score)}")
     kind = "some" if not signed else "for" if score > 0 else "against"

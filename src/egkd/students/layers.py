@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from egkd.config import check, near
 from egkd.students.base import Origin, Outline, Student, options
 from egkd.students.loading import load_encoder, load_tokenizer, loaded
-from egkd.students.pruning import check_thin, labelled, layer_list, prune
+from egkd.students.pruning import check_thin, labelled, layer_list, prune, rebuilds
 
 LAYERS = "layers:"
 
@@ -55,14 +55,17 @@ class Layers(Student):
         model = load_encoder(origin.teacher, origin.task, seed=origin.seed, trust_remote_code=trust)
         tokenizer = load_tokenizer(origin.teacher, trust_remote_code=trust)
         layers = parse_layers(self.spec, model.config.num_hidden_layers)
-        if self.ffn is None and self.heads is None:
-            keep_layers(model, layers)
-            return model, tokenizer
-        if origin.examples is None:
-            raise ValueError(f"student {self.spec!r} is made thinner by what examples need, and there are none; pass examples")
-        rows = labelled(origin.examples, origin.max_examples, origin.seed)
-        prune(model, tokenizer, rows, layers, ffn=self.ffn, heads=self.heads, max_length=origin.max_length)
+        if self.ffn is not None or self.heads is not None:
+            if origin.examples is None:
+                raise ValueError(f"student {self.spec!r} is made thinner by what examples need, and there are none; pass some")
+            rows = labelled(origin.examples, origin.max_examples, origin.seed)
+            prune(model, tokenizer, rows, layers, ffn=self.ffn, heads=self.heads, max_length=origin.max_length)
         keep_layers(model, layers)
+        if not rebuilds(model):
+            raise ValueError(
+                f"student {self.spec!r} could not be loaded again: the config of {type(model).__name__} cannot say what it is "
+                "made of; choose other layers (layers:first:2), leave out ffn and heads, or name a student by its path"
+            )
         return model, tokenizer
 
 

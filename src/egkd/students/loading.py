@@ -50,6 +50,8 @@ def load_classifier(source: str, task: Task | None = None, *, trust_remote_code:
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{source} is not fine-tuned: it lacks {names}; fine-tune it first: egkd teach --init {source}")
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError(f"{source} gives a text several labels at once, which nothing here can compare; use another teacher")
     if task is not None and model.config.num_labels != task.num_labels:
         wanted = f"{task.num_labels} ({', '.join(task.label_names)})" if task.label_names else "1 (regression)"
         raise ValueError(f"{source} predicts {model.config.num_labels} labels, the data needs {wanted}; use another teacher")
@@ -57,7 +59,7 @@ def load_classifier(source: str, task: Task | None = None, *, trust_remote_code:
 
 
 def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
-    """For each of the model's classes the task's label id it stands for, by name; as they are where it names none.
+    """For each of the model's classes the task's label id it stands for, by name; as they are where one of both names none.
 
     Raises ValueError where the model's names are others than the task's.
     """
@@ -67,6 +69,8 @@ def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
     fold = str if set(names) == set(task.label_names) else str.casefold
     ours = {fold(name): index for index, name in enumerate(task.label_names)}
     unknown = [name for name in names if fold(name) not in ours]
+    if unknown and numbered(task):
+        return list(range(len(names)))
     if unknown:
         raise ValueError(
             f"{source} knows the labels {', '.join(names)}, the data has {', '.join(task.label_names)}; "
@@ -78,18 +82,31 @@ def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
     return order
 
 
+def numbered(task: Task) -> bool:
+    """Whether the task's classes have no names but the numbers 0, 1, ... that a model gives its classes, too."""
+    return task.label_names == tuple(map(str, range(task.num_labels)))
+
+
 def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: bool = False) -> PreTrainedModel:
     """A pre-trained encoder with a head for `task`, float32; a new head is drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = loaded(
+        model, info = loaded(
             AutoModelForSequenceClassification,
             source,
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
             trust_remote_code=trust_remote_code,
             **label_settings(task),
+        )
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    lacking = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
+    if lacking:  # a head may be new, but not what it stands on
+        raise ValueError(
+            f"{source} lacks {len(lacking)} of the weights of {type(model).__name__}, like {lacking[0]}; "
+            "its files fit another model, or were cut off: save it again"
         )
     return _know_padding(model, source, trust_remote_code)
 
