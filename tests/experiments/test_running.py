@@ -394,6 +394,41 @@ def test_jobs_side_by_side_share_the_gpus(here: Any, grid: Any, tmp_path: Path, 
     assert set(seen) == {"3", "GPU-5"}
 
 
+def test_nobody_waits_for_lessons_that_another_builds_while_other_tasks_have_work(
+    whole: Any, grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    class Slow:
+        """A job that looks at its task's lessons, then learns (its folder says so), then fails, to leave nothing."""
+
+        def __init__(self, job: Job, log: Path, share: Any) -> None:
+            self.job, self.asked = job, 0
+            begun.append(job.name)
+
+        def poll(self) -> int | None:
+            self.asked += 1
+            if self.asked == 2:
+                self.job.folder.mkdir(parents=True, exist_ok=True)
+                (self.job.folder / "log.jsonl").touch()
+            return 1 if self.asked > 3 else None
+
+        def stop(self) -> None:
+            pass
+
+        end = stop
+
+    monkeypatch.setattr(running, "_PAUSE", 0)
+    teachers = {name: str(whole[0] / "teachers" / name / "teacher") for name in ("more", "few")}
+    assert len(run(grid(teachers=teachers), tmp_path / "out", jobs=2, tell=str, start=Slow)) == 8
+    assert [name.split("/")[0] for name in begun[:2]] == ["few", "more"]
+    assert [name for name in begun if name.startswith("few")] == CELLS[:4]  # else in their order
+    alone = grid(teachers=teachers).model_copy(update={"tasks": {"few": grid().tasks["few"]}})
+    begun.clear()
+    run(alone, tmp_path / "alone", jobs=2, tell=str, start=Slow)
+    assert begun == CELLS[:4]  # with nothing else to do, they wait
+
+
 @pytest.mark.parametrize(
     ("named", "count", "found"), [(None, 2, ["0", "1"]), ("3,GPU-5", 2, ["3", "GPU-5"]), ("", 0, []), ("-1", 0, [])]
 )

@@ -142,9 +142,11 @@ class _Crew:
     def _fill(self) -> list[Job]:
         """Begin jobs while there is room; returns those that cannot be begun."""
         lost: list[Job] = []
-        for job in list(self.waiting):
-            if len(self.running) >= self.size:
-                break
+        looked_at: set[str] = set()
+        while len(self.running) < self.size and (waiting := [job for job in self.waiting if job.name not in looked_at]):
+            preparing = self._preparing()
+            job = min(waiting, key=lambda job: _task(job) in preparing)  # the first, but for lessons it had to wait for
+            looked_at.add(job.name)
             if job.after is not None and not (job.after / "teacher" / "config.json").exists():
                 if f"teachers/{job.after.name}" in self.failed:
                     self._lose(job, f"teachers/{job.after.name} failed", lost)
@@ -157,6 +159,11 @@ class _Crew:
             except (ValueError, OSError) as error:
                 self._lose(job, " ".join(str(error).split()), lost)
         return lost
+
+    def _preparing(self) -> set[str]:
+        """Tasks whose lessons a job may be building, which others of that task then wait for."""
+        jobs = [each.job for each in self.running.values() if each.job.verb == "distill"]
+        return {_task(job) for job in jobs if not (job.folder / "log.jsonl").exists()}
 
     def _freest_gpu(self) -> str | None:
         """One for each job, the one with fewest at work: a run by itself would spread over all that it sees."""
@@ -188,6 +195,10 @@ class _Crew:
             each.process.stop()
         for each in self.running.values():
             each.process.end()
+
+
+def _task(job: Job) -> str:
+    return job.name.partition("/")[0]
 
 
 def _headline(job: Job) -> str:
