@@ -39,7 +39,6 @@ from egkd.runs import (
     describe_environment,
     read_json,
     save_model,
-    weight_bytes,
     write_arrays,
     write_json,
 )
@@ -346,8 +345,8 @@ def _compared(
         out / "metrics.json",
         {
             "task": dataclasses.asdict(data.task),
-            "teacher": found.teacher | {"bytes": weight_bytes(Path(teacher))},
-            "student": found.student | {"bytes": weight_bytes(out / "student")},
+            "teacher": found.teacher,
+            "student": found.student,
             **several,
             "objectives": [{"name": objective.name, **objective.model_dump()} for objective in objectives],
             "training": read_json(out / "training.json"),

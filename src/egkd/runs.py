@@ -119,12 +119,6 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     unfinished.replace(folder)
 
 
-def weight_bytes(folder: Path) -> int | None:
-    """Bytes of the weight files in a model folder; None where there are none (a model from the hub)."""
-    folder = folder.expanduser()
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
-
-
 def describe_environment(folder: Path, seed: int) -> None:
     """Write `environment.json`, once: a finished run keeps the versions that made it."""
     if not (folder / "environment.json").exists():

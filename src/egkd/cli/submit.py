@@ -32,12 +32,9 @@ def submit(
     if student is None and len(grid.students) > 1:
         raise ValueError(f"the experiment has the students {', '.join(grid.students)}; choose one with --student")
     from egkd.cli.progress import calm
-    from egkd.experiments.submission import chosen_students, write_submission
+    from egkd.experiments.submission import Entry, submit
 
     calm()
-    chosen = chosen_students(records(grid, experiment), name, method)
-    lengths = {task: int(read_yaml(folder.parent / "config.yaml")["max_length"]) for task, folder in chosen.items()}
-    for task, folder in chosen.items():
-        typer.echo(f"{task}: {folder.parent}")
-    write_submission(chosen, out, glue_dir=glue_dir, max_length=lengths, trust_remote_code=trust_remote_code, tell=typer.echo)
+    entry = Entry(student=name, method=method, out=out)
+    submit(records(grid, experiment), entry, glue_dir=glue_dir, trust_remote_code=trust_remote_code, tell=typer.echo)
     typer.echo(f"submission: {out}")

@@ -6,6 +6,7 @@ leaderboard, so the headline of MRPC and QQP is F1 and that of STS-B is Pearson'
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -169,16 +170,8 @@ def _from_directory(
 
 def _read_tsv(path: Path, task: Task, layout: Layout) -> tuple[dict[str, list[Any]], int]:
     """Columns of a GLUE file and the number of lines skipped. A quote is a character like others, a tab always separates."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: sentences hold exotic line separators
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): expected one of GLUE's TSV files") from None
-    header = list(layout.header) or lines[0].rstrip("\r").split("\t")
     wanted = (*(layout.tsv or layout.hub), layout.tsv_label)
-    absent = [column for column in wanted if column not in header]
-    if absent:
-        raise ValueError(f"{path} has no column {absent[0]!r}, found {', '.join(header)}: expected GLUE's header")
-    places = [header.index(column) for column in wanted]
+    lines, header, places = read_lines(path, wanted, layout.header)
     ids = {str(number) if layout.labels == "ids" else label: number for number, label in enumerate(task.label_names)}
     rows, skipped = [], 0
     for number, line in enumerate(lines, start=1):
@@ -200,6 +193,22 @@ def _read_tsv(path: Path, task: Task, layout: Layout) -> tuple[dict[str, list[An
         raise ValueError(f"{path} has no readable row: expected GLUE's {layout.folder}")
     names = ("text", "text_pair", "label") if len(wanted) == 3 else ("text", "label")
     return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}, skipped
+
+
+def read_lines(path: Path, wanted: Sequence[str], header: Sequence[str] = ()) -> tuple[list[str], list[str], list[int]]:
+    """Lines of a GLUE file, its header (the first line where `header` names none), and the places of the wanted columns.
+
+    Raises ValueError for other files.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: sentences hold exotic line separators
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): expected one of GLUE's TSV files") from None
+    found = list(header) or lines[0].rstrip("\r").split("\t")
+    absent = [column for column in wanted if column not in found]
+    if absent:
+        raise ValueError(f"{path} has no column {absent[0]!r}, found {', '.join(found)}: expected GLUE's header")
+    return lines, found, [found.index(column) for column in wanted]
 
 
 def _label(field: str, ids: dict[str, int]) -> int | float | None:

@@ -7,7 +7,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 from egkd.config_data import spelling
-from egkd.data.glue import HUB, LAYOUTS
+from egkd.data.glue import HUB, LAYOUTS, read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +79,7 @@ def _from_directory(test: ServerSet, directory: Path) -> list[list[str]] | None:
     if path is None or not path.is_file():
         return None
     layout = LAYOUTS[test.task]
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): expected one of GLUE's TSV files") from None
-    header = lines[0].rstrip("\r").split("\t")  # CoLA's test file has one, too
-    wanted = layout.tsv or layout.hub
-    absent = [column for column in wanted if column not in header]
-    if absent:
-        raise ValueError(f"{path} has no column {absent[0]!r}, found {', '.join(header)}: expected GLUE's header")
-    places = [header.index(column) for column in wanted]
+    lines, header, places = read_lines(path, layout.tsv or layout.hub)  # CoLA's test file has a header, too
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         fields = line.rstrip("\r").split("\t")

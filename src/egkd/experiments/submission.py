@@ -104,6 +104,8 @@ def submit(
 ) -> Path:
     """`write_submission` for the best runs of a student and a method. Raises ValueError as it does, and where none is done."""
     chosen = chosen_students(records, entry.student, entry.method)
+    for task, folder in chosen.items():
+        tell(f"{task}: {folder.parent}")
     return write_submission(
         chosen,
         entry.out,
