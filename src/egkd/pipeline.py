@@ -42,15 +42,7 @@ from egkd.runs import (
     write_arrays,
     write_json,
 )
-from egkd.students import (
-    build_student,
-    check_student,
-    label_order,
-    load_classifier,
-    load_encoder,
-    load_tokenizer,
-    size_of,
-)
+from egkd.students import build_student, check_student, label_order, load_classifier, load_encoder, load_tokenizer, size_of
 from egkd.students.loading import numbered
 from egkd.teaching import in_order
 from egkd.train import DistillationTrainer, JsonlLog, fit
