@@ -32,7 +32,7 @@ _AGREEMENT = {
     "rank_biased_overlap": "rank-biased overlap",
     "jensen_shannon": "Jensen–Shannon divergence",
 }
-_AMONG = {"all": "all", "same_class": "same answer", "floor": "random scores", "ceiling": "ceiling"}
+_AMONG = {"all": "all", "same_class": "same answer", "floor": "random order", "ceiling": "ceiling"}
 
 
 def tables(judge: Judge) -> Iterator[Table]:

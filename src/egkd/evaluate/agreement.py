@@ -155,7 +155,7 @@ def agreement(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Mean, standard error and n of every measure: over `all` examples, over those of the `same_class` (bool [N], where
-    both models predict the same), and the `floor`, with random scores in place of `second`; `n_skipped` had no order.
+    both models predict the same), and the `floor`, with the scores of `second` in random order; `n_skipped` had no order.
 
     `ceiling` takes two explanations that differ by chance alone (two seeds of one teacher, or of one explainer) and says
     how far these agree: more cannot be asked of a student. `ceiling_same_class` is `same_class` of those two.

@@ -47,7 +47,7 @@ class Record:
     explanations: dict[str, float | None]
     """Explainer -> mean rank correlation with the teacher's word scores."""
     floors: dict[str, float | None]
-    """The same of random scores."""
+    """The same of scores in random order."""
     ceilings: dict[str, float | None]
     """The same of a twin of the teacher, which differs from it by its seed alone; empty without one."""
     seconds: float

@@ -11,7 +11,7 @@ from egkd.report.comparison import bound, columns, explainer_names, headline, he
 from egkd.report.run import Model, Run
 from egkd.report.wording import NONE, count, explainer, finite, listed, measure, milliseconds, number, percent, written
 
-_BOUNDS = {"floor": "random scores", "ceiling": "another seed of the teacher"}
+_BOUNDS = {"floor": "scores in random order", "ceiling": "another seed of the teacher"}
 
 
 def summary_table(runs: Sequence[Run]) -> Table:

@@ -50,7 +50,7 @@ MEASURES = {
     "comprehensiveness": Measure(
         label="comprehensiveness",
         meaning="How much probability the answer loses when the words scored highest are masked, averaged over the top 1, 5, "
-        "10, 20 and 50 %. Higher is more faithful to the model; compare it with random scores.",
+        "10, 20 and 50 %. Higher is more faithful to the model; compare it with scores in random order.",
     ),
     "sufficiency": Measure(
         label="sufficiency",
