@@ -47,7 +47,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "batch_eval_metrics": (False, "scores are of a whole evaluation set"),
 }
 """What `TrainingArguments` know and we do not, with the reason."""
-_ORDERS = ("group_by_length", "random", "sequential")
+_ORDERS = ("group_by_length", "random", "sequential", "batch_rebalance")
 
 
 def objectives_of(config: RunConfig) -> list[Objective]:

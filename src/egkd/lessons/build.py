@@ -138,13 +138,8 @@ class _Build:
         tell: Tell | None,
         team: Ranks,
     ) -> None:
-        self._jobs, self._dataset, self._precision, self._token_budget, self._team = (
-            jobs,
-            dataset,
-            precision,
-            token_budget,
-            team,
-        )
+        self._jobs, self._dataset, self._team = jobs, dataset, team
+        self._precision, self._token_budget = precision, token_budget
         self._progress, self._tell = progress or (lambda done, total: None), tell or (lambda line: None)
         self._shards = {
             f"shard-{number:05d}.arrow": range(start, min(start + SHARD_ROWS, len(dataset)))
