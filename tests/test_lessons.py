@@ -14,10 +14,11 @@ import pytest
 import torch
 from datasets import Dataset
 from filelock import Timeout
+from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from egkd.lessons import Lessons, StaleLessons, build_lessons, store
 from egkd.lessons import build as module
-from egkd.lessons.fingerprints import fingerprint_tokenizer
+from egkd.lessons.fingerprints import fingerprint_model, fingerprint_tokenizer
 from egkd.lessons.store import lock_of, read_shard
 from egkd.models import frozen, observe
 from egkd.objectives import GradientGuide, Objective, PerturbationGuide, SelectionGuide, SoftLabels, Teacher
@@ -247,6 +248,24 @@ def test_what_a_tokenizer_cuts_off_and_masks_with_tells_it_from_others(tokenizer
         other = copy.deepcopy(tokenizer)
         setattr(other, name, value)
         found.add(fingerprint_tokenizer(other))
-    assert len(found) == 4
+    unnumbered = copy.deepcopy(tokenizer)
+    unnumbered.model_input_names = ["input_ids", "attention_mask"]
+    found.add(fingerprint_tokenizer(unnumbered))
+    assert len(found) == 5
     tokenizer(["a text", "another one"], padding=True, truncation=True, max_length=3)
     assert fingerprint_tokenizer(tokenizer) in found
+
+
+def test_what_a_decoder_takes_for_padding_tells_it_from_others() -> None:
+    """It decides which token is read, and is no weight."""
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 16,
+    }
+    model = Qwen2ForSequenceClassification(Qwen2Config(vocab_size=20, pad_token_id=0, **sizes))
+    before = fingerprint_model(model)
+    model.config.pad_token_id = 2
+    assert fingerprint_model(model) != before

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     FNetConfig,
     ModernBertConfig,
+    Qwen2Config,
     TrainingArguments,
 )
 
@@ -204,7 +207,23 @@ def test_projections_are_what_attention_is_made_of(tiny_bert: Any, tokenizer: An
         split = [each.unflatten(2, (2, 16)).transpose(1, 2) for each in (queries, keys)]
         scores = (split[0] @ split[1].mT / 4).masked_fill(~batch["attention_mask"].bool()[:, None, None], -1e9)
         torch.testing.assert_close(scores.softmax(3), maps)
-    assert not any(layer._forward_hooks for block in projecting_layers(model) for layer in block)
+    assert not any(layer._forward_hooks for _, layers in projecting_layers(model) for layer in layers)
+
+
+def test_projections_of_positions_are_not_taken_for_those_of_states(tokenizer: Any, tiny_data: Dataset) -> None:
+    """DeBERTa makes queries and keys of relative positions by the same layers, after those of the states."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True, "position_buckets": 8}
+    model = DebertaV2ForSequenceClassification(DebertaV2Config(vocab_size=len(tokenizer), **sizes, **relative)).eval()
+    batch = collate(list(encode_dataset(tiny_data.select(range(3)), tokenizer)), tokenizer.pad_token_id)
+    seen = observe(model, batch, keep=("projections", "hidden_states"))
+    assert seen.projections is not None
+    assert seen.hidden_states is not None
+    assert len(seen.projections) == 2
+    for layer, (found, states) in enumerate(zip(seen.projections, seen.hidden_states, strict=False)):
+        own = model.deberta.encoder.layer[layer].attention.self
+        for values, made in zip(found, (own.query_proj, own.key_proj, own.value_proj), strict=True):
+            torch.testing.assert_close(values, made(states))
 
 
 def test_attention_is_seen_with_every_kernel_and_the_kernel_comes_back(tiny_bert: Any) -> None:
@@ -338,6 +357,7 @@ def test_lessons_hold_the_layers_that_are_needed_and_are_shared_by_those_who_nee
 
 
 BERT = BertConfig(num_hidden_layers=4, hidden_size=48, num_attention_heads=4)
+GROUPED = Qwen2Config(num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=1, pad_token_id=0)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +374,8 @@ BERT = BertConfig(num_hidden_layers=4, hidden_size=48, num_attention_heads=4)
         (AttentionMaps(), FNetConfig(), "attention-maps compares attention, fnet has none"),
         (Relations(), ModernBertConfig(), "modernbert does not make them by layers of their own; use hidden-states"),
         (Relations(relation_heads=5), BERT, "5 relation heads evenly, the teacher's width is 48; set relation_heads"),
+        (Relations(), GROUPED, "8 relation heads evenly, the student's width is 12; set relation_heads"),
+        (PatientStates(), GROUPED, "patient-states compares first tokens, qwen2 reads the last; set pooling to 'mean'"),
         (HiddenStates(layers={9: 1}), BERT, "objectives.hidden-states: layers names layer 9 of the student"),
     ],
 )

@@ -209,6 +209,21 @@ def test_gradient_distillation_is_the_published_loss(setting: Any, moment: Momen
     assert student.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("objective", [GradientDistillation(), AttributionDistillation()])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_model_that_is_sure_still_has_directions(setting: Any, moment: Moment, objective: Any, classes: int) -> None:
+    """The gradient of a probability near 1 underflows; its direction is that of the log odds."""
+    teacher, _, batch = setting(classes)
+    with torch.no_grad():
+        teacher.classifier.weight *= 1e4
+    with frozen(teacher):
+        seen = observe(teacher, batch, keep=objective.needs)
+        assert seen.logits_BC.softmax(1).amax() == 1
+        (found,) = lesson_of(objective, seen, batch, moment.tokenizer).values()
+    lengths = found.norm(dim=2) if isinstance(objective, GradientDistillation) else found.norm(dim=1)
+    torch.testing.assert_close(lengths.amax(1), torch.ones(len(found)))
+
+
 @pytest.mark.parametrize("classes", [2, 1])
 def test_attributions_of_one_step_need_no_label(setting: Any, moment: Moment, classes: int) -> None:
     """Its sign and the size of the gradient are all that a label would change, and neither counts."""

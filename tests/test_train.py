@@ -1,5 +1,6 @@
 """The loop: invariants that hold whatever is learnt."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader, skip_first_batches
+from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import BartConfig, BartForSequenceClassification, TrainingArguments
 
 from egkd.compatible import check_compatible, use_one_gpu
 from egkd.objectives import (
@@ -240,3 +242,89 @@ def test_objectives_that_cannot_work_are_refused(tmp_path: Path) -> None:
         check_compatible([], settings, has_teacher=True)
     with pytest.raises(ValueError, match="name one twice"):
         check_compatible([Labels(), Labels()], settings, has_teacher=True)
+    with pytest.raises(ValueError, match="give the objective 'labels' less weight"):
+        check_compatible(
+            [Labels()], TrainingArguments(str(tmp_path), use_cpu=True, label_smoothing_factor=0.1), has_teacher=True
+        )
+
+
+@pytest.fixture
+def pair(tiny_bert: Any, tokenizer: Any, tiny_data: Dataset, tmp_path: Path) -> Callable[..., DistillationTrainer]:
+    """A trainer of any student and teacher on a few texts."""
+
+    def build(student: Any = None, teacher: Any = None, **settings: Any) -> DistillationTrainer:
+        arguments = {
+            "max_steps": 2,
+            "per_device_train_batch_size": 8,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        return DistillationTrainer(
+            student or tiny_bert(layers=1, seed=1),
+            TrainingArguments(output_dir=str(tmp_path / "run"), save_strategy="no", **arguments),
+            teacher=teacher or tiny_bert(layers=2),
+            processing_class=tokenizer,
+            **({"train_dataset": tiny_data.select(range(16))} | settings),
+        )
+
+    return build
+
+
+@pytest.mark.parametrize(("own", "theirs"), [(2, 1), (1, 2), (2, 3)])
+def test_a_student_with_other_outputs_than_its_teacher_is_refused(pair: Any, tiny_bert: Any, own: int, theirs: int) -> None:
+    """Unlike numbers of outputs may broadcast, and train on nonsense without an error."""
+    with pytest.raises(ValueError, match=rf"teacher has {theirs} outputs and the student {own}; .*num_labels={theirs}"):
+        pair(tiny_bert(num_labels=own), tiny_bert(num_labels=theirs))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_student_in_half_precision_is_refused(pair: Any, tiny_bert: Any, kind: torch.dtype) -> None:
+    """transformers loads a checkpoint as it is stored."""
+    with pytest.raises(ValueError, match=r"small steps are lost; load it with dtype=torch\.float32"):
+        pair(tiny_bert().to(kind))
+    pair(tiny_bert().to(kind).requires_grad_(False), train_dataset=None)  # nothing of it is trained
+
+
+def test_a_model_of_two_halves_is_refused(pair: Any) -> None:
+    bart = BartForSequenceClassification(
+        BartConfig(vocab_size=99, d_model=16, encoder_layers=1, decoder_layers=1, num_labels=2)
+    )
+    for role in ("student", "teacher"):
+        with pytest.raises(ValueError, match=rf"the {role} \(bart\) is an encoder and a decoder"):
+            pair(**{role: bart})
+
+
+def test_a_teacher_that_was_never_fine_tuned_is_refused(pair: Any, tiny_bert: Any, tokenizer: Any, tmp_path: Path) -> None:
+    tiny_bert().bert.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match=r"encoder is not fine-tuned: it lacks classifier\."):
+        pair(teacher=tmp_path / "encoder")
+
+
+def test_numbers_that_others_gave_the_rows_say_nothing(pair: Any, tiny_data: Dataset) -> None:
+    """GLUE of the hub has a column idx; test sets number their rows from 0 again, or by -1."""
+    few = tiny_data.select(range(16))
+    strange = few.add_column("idx", [-1] * 16)
+    trainer = pair(train_dataset=few.add_column("idx", list(range(100, 116))), eval_dataset=strange)
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    assert loss == pytest.approx(pair(trainer.model, eval_dataset=few).evaluate()["eval_loss"])
+
+
+def test_other_texts_are_evaluated_and_predicted_later(pair: Any, tiny_data: Dataset) -> None:
+    """As with any Trainer, and with another optimizer."""
+    later = tiny_data.select(range(16, 26))
+    student = pair(eval_dataset=later).model
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
+    trainer = pair(student, eval_dataset=later, optimizers=(optimizer, None))
+    before = weights(trainer)
+    trainer.train()
+    assert trainer.optimizer.optimizer is optimizer
+    torch.testing.assert_close(weights(trainer), before)
+    loss = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate(later)["eval_loss"] == pytest.approx(loss)
+    assert trainer.evaluate({"other": later})["eval_other_loss"] == pytest.approx(loss)
+    found = [trainer.predict(rows).predictions for rows in (later, later.remove_columns("label"))]
+    assert found[0].shape == (10, 2)
+    assert found[1] == pytest.approx(found[0], abs=1e-5)

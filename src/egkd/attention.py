@@ -5,11 +5,12 @@ Shapes: B batch, T tokens, D width of a layer's queries, keys or values.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 _NAMES = (
     ("query", "key", "value"),  # BERT, RoBERTa, ELECTRA, ALBERT
@@ -38,24 +39,32 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
         own.set_attn_implementation(before)
 
 
-def projecting_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
-    """The layers that make queries, keys and values, of every attention block of a model; none where it makes them as one."""
+def projecting_layers(model: nn.Module) -> list[tuple[nn.Module, tuple[nn.Linear, nn.Linear, nn.Linear]]]:
+    """Every attention block of a model and its layers that make queries, keys and values; none where it makes them as one."""
     return [
-        tuple(getattr(module, name) for name in names)
+        (module, tuple(getattr(module, name) for name in names))
         for module in model.modules()
         for names in _NAMES
         if all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
     ]
 
 
-def shows_projections(config: PreTrainedConfig) -> bool:
-    """Whether the classifier of this config makes queries, keys and values by layers of their own; built without weights."""
+def outline(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """The classifier of this config, without weights; None where its code comes with a checkpoint."""
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError:  # code that comes with a checkpoint: seen when it is there
-        return True
-    return bool(projecting_layers(model))
+            return AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        return None
+
+
+def widths_of_projections(config: PreTrainedConfig) -> set[int] | None:
+    """How wide the queries, keys and values of a classifier of this config are.
+
+    None of them where it makes them as one; None where that is seen when its checkpoint is there.
+    """
+    model = outline(config)
+    return None if model is None else {layer.out_features for _, layers in projecting_layers(model) for layer in layers}
 
 
 @contextmanager
@@ -72,10 +81,19 @@ def tapped_projections(model: nn.Module) -> Iterator[list[Projections]]:
         )
     kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     projections: list[Projections] = []
-    handles = [
-        layer.register_forward_hook(lambda _module, _inputs, output, place=place: kept[place].append(output))
-        for block in found
-        for place, layer in enumerate(block)
+    calls = 0
+
+    def begin(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    def keep(_layer: nn.Module, _inputs: Any, output: Tensor, place: int) -> None:
+        if len(kept[place]) < calls:  # DeBERTa projects positions by the same layers, after the states
+            kept[place].append(output)
+
+    handles = [block.register_forward_pre_hook(begin) for block, _ in found]
+    handles += [
+        layer.register_forward_hook(partial(keep, place=place)) for _, layers in found for place, layer in enumerate(layers)
     ]
     try:
         yield projections

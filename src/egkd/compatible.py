@@ -13,6 +13,8 @@ def check_compatible(objectives: Sequence[Objective], args: TrainingArguments, h
     """Refuse what cannot work together, before anything is loaded. Raises ValueError."""
     if not objectives:
         raise ValueError("no objective has a weight above 0; nothing would be learnt")
+    if args.label_smoothing_factor:
+        raise ValueError("label_smoothing_factor smooths a loss that is not there; give the objective 'labels' less weight")
     names = [objective.name for objective in objectives]
     if len(set(names)) < len(names):
         raise ValueError(f"objectives {names} name one twice; give each once")

@@ -212,6 +212,8 @@ def observe(
             stack.enter_context(without_dropout(model))
         if differentiable:
             stack.enter_context(double_backward())
+        elif torch.is_grad_enabled() and not model.training:  # cuDNN's recurrent layers have a gradient in training mode only
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if compiled(model) and (keep or replace_BTD is not None):  # a compiled graph cannot be tapped
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if "attentions" in keep:
@@ -254,7 +256,17 @@ def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), None if device.type == "cpu" else _generator(device).get_rng_state(*_number(device))
+
+
+def _generator(device: torch.device) -> Any:
+    """Who keeps the random state of an accelerator."""
+    return torch.get_device_module(device)
+
+
+def _number(device: torch.device) -> tuple[torch.device, ...]:
+    """Which of several; there is one Apple GPU at most."""
+    return () if device.type == "mps" else (device,)
 
 
 @contextmanager
@@ -263,11 +275,18 @@ def _same_dropout(random: tuple[Tensor, Tensor | None] | None, device: torch.dev
     if random is None:
         yield
         return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(random[0])
-        if random[1] is not None:
-            torch.cuda.set_rng_state(random[1], device)
+    now = _random_state(device)
+    _set_random_state(random, device)
+    try:
         yield
+    finally:
+        _set_random_state(now, device)
+
+
+def _set_random_state(random: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(random[0])
+    if random[1] is not None:
+        _generator(device).set_rng_state(random[1], *_number(device))
 
 
 @contextmanager

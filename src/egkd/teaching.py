@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.explain.base import Precision
 from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
 from egkd.models import observe
 from egkd.objectives.base import Objective, Progress
 from egkd.predict import encode_dataset
+from egkd.students import load_classifier
+from egkd.students.loading import check_encoder
 
 Source = PreTrainedModel | str | Path
 """A fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built)."""
@@ -46,10 +48,10 @@ class Voice:
         return AutoConfig.from_pretrained(self.teacher) if isinstance(self.teacher, str | Path) else self.teacher.config
 
     def load(self) -> nn.Module:
-        """The teacher itself."""
+        """The teacher itself. Raises ValueError where it cannot be loaded, or was never fine-tuned."""
         if not isinstance(self.teacher, str | Path):
             return self.teacher
-        return AutoModelForSequenceClassification.from_pretrained(self.teacher, dtype=torch.float32, use_safetensors=True)
+        return load_classifier(str(self.teacher))
 
     def reads_with(self, student: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Its tokenizer, beside a student with this one."""
@@ -77,6 +79,27 @@ def voices_of(
         Voice(teacher=source, tokenizer=tokenizer, share=weight / sum(weights))
         for source, tokenizer, weight in zip(sources, tokenizers, weights, strict=False)
     ]
+
+
+def check_pupil(voices: Sequence[Voice], student: PreTrainedModel) -> None:
+    """Refuse a student that these teachers cannot teach. Raises ValueError."""
+    for config in (voice.config for voice in voices):
+        check_encoder(config, "the teacher")
+        if config.num_labels != student.config.num_labels:
+            raise ValueError(
+                f"the teacher has {config.num_labels} outputs and the student {student.config.num_labels}; "
+                f"load the student with num_labels={config.num_labels}"
+            )
+    check_encoder(student.config, "the student")
+    coarse = {parameter.dtype for parameter in student.parameters() if parameter.requires_grad} & {
+        torch.float16,
+        torch.bfloat16,
+    }
+    if coarse:
+        raise ValueError(
+            f"the student's weights are {str(coarse.pop()).removeprefix('torch.')}, in which small steps are lost; "
+            "load it with dtype=torch.float32, and train in mixed precision with bf16=True"
+        )
 
 
 def asked_of(voices: Sequence[Voice], objectives: Sequence[Objective], student: Any) -> list[Objective]:

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -40,18 +42,23 @@ from egkd.explain.amortised import head_of
 from egkd.explain.base import Precision
 from egkd.heads import attach_heads, without_heads
 from egkd.lessons import Lessons
-from egkd.models import checkpoints, double_backward, observe, unwrapped
+from egkd.models import checkpoints, double_backward, model_inputs, observe, unwrapped
 from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, check_labelled, label_loss
 from egkd.predict import encode_dataset
 from egkd.processes import Ranks
 from egkd.step import learn, strongest
 from egkd.stopwatch import Stopwatch, seconds_at
-from egkd.teaching import Source, asked_of, teach_all, voices_of
+from egkd.teaching import Source, asked_of, check_pupil, teach_all, voices_of
 from egkd.text import MAX_LENGTH, Batch
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 _COLUMNS = ["input_ids", "attention_mask", "token_type_ids", "unit_ids", "n_units", "length", "label", "labels", "idx"]
+
+
+def _unnumbered(rows: Dataset) -> Dataset:
+    """Without numbers that others gave its rows, as the hub's GLUE has them."""
+    return rows.remove_columns("idx") if "idx" in rows.column_names else rows
 
 
 class DistillationTrainer(Trainer):
@@ -78,6 +85,7 @@ class DistillationTrainer(Trainer):
         max_length: int = MAX_LENGTH,
         compute_metrics: Metrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
         progress: Progress | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
@@ -100,6 +108,7 @@ class DistillationTrainer(Trainer):
             max_length: tokens after which both models' inputs are cut.
             compute_metrics: as for any Trainer.
             callbacks: as for any Trainer.
+            optimizers: as for any Trainer.
             progress: told how far building lessons is.
             tell: hears, in a line for people, how large lessons will be that are still to be built.
 
@@ -112,11 +121,13 @@ class DistillationTrainer(Trainer):
         if args.ddp_broadcast_buffers is None:  # it waits for all processes at every pass, and they make now more, now fewer
             args.ddp_broadcast_buffers = False
         voices = voices_of(teacher, teacher_processing_class, teacher_weights)
+        check_pupil(voices, model)
         self.objectives = asked_of(voices, self.objectives, model.config)
         self._differentiates_twice = any(objective.differentiates_twice for objective in self.objectives)
         lessons: dict[str, Lessons] = {}
         if train_dataset is not None:
             check_labelled(self.objectives, train_dataset)
+            train_dataset = _unnumbered(train_dataset)
             encoded = encode_dataset(train_dataset, processing_class, max_length)
             if voices and any(o.has_lesson for o in self.objectives):
                 lessons = teach_all(
@@ -137,10 +148,12 @@ class DistillationTrainer(Trainer):
                     for each in self.objectives
                 ]
             train_dataset = encoded.add_column("idx", np.arange(len(encoded)))
+        self._max_length = max_length
+        self._tokenizer = processing_class
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: encode_dataset(rows, processing_class, max_length) for name, rows in eval_dataset.items()}
+            eval_dataset = {name: self._encoded(rows) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = encode_dataset(eval_dataset, processing_class, max_length)
+            eval_dataset = self._encoded(eval_dataset)
         self._pad_token_id = int(processing_class.pad_token_id or 0)
         self._heads = attach_heads(model, self.objectives, lessons, args.seed)
         self._strong = strongest(self.objectives, lessons)
@@ -155,9 +168,22 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
+            optimizers=optimizers,
         )
         self.label_names = ["labels"]
         self.loss_is_scaled_for_ga = False  # our loss is the mean over a batch
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """As in Trainer, also of texts that were not given in the beginning."""
+        return super().get_eval_dataloader(self._encoded(eval_dataset) if isinstance(eval_dataset, Dataset) else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """As in Trainer, of texts."""
+        return super().get_test_dataloader(self._encoded(test_dataset))
+
+    def _encoded(self, rows: Dataset) -> Dataset:
+        rows = _unnumbered(rows)
+        return rows if "input_ids" in rows.column_names else encode_dataset(rows, self._tokenizer, self._max_length)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(_COLUMNS)  # type: ignore[assignment]
@@ -213,6 +239,11 @@ class DistillationTrainer(Trainer):
         loss = torch.stack(list(terms.values())).sum()
         return (loss, SequenceClassifierOutput(logits=logits_BC)) if return_outputs else loss
 
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *settings: Any, **named: Any) -> Any:
+        """As in Trainer, also of texts without labels, which the model gets as it takes them."""
+        known = inputs if "labels" in inputs else model_inputs(model, inputs)
+        return super().prediction_step(model, known, *settings, **named)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in Trainer; an ordinary folder, a head that stays in files of its own. Checkpoints keep everything inside."""
         if _internal_call:
@@ -252,7 +283,7 @@ class TellProgress(TrainerCallback):
 
 
 class JsonlLog(TrainerCallback):
-    """Keeps the whole log history in a file, one JSON object a line; a resumed run's file is that of an uninterrupted one."""
+    """Keeps the whole log history in a file, one JSON object a line; the first after a resumption is the mean since it."""
 
     def __init__(self, path: Path) -> None:
         """`path` is written anew at every log."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from egkd.attention import shows_projections
+from egkd.attention import widths_of_projections
 from egkd.models import Need, Seen
 from egkd.objectives.base import Lesson, Moment, Taught, Teacher, cut_tokens
 from egkd.objectives.internals import INSTEAD, Layered, LayerMap, field_of, heads_of, mean_of_real
@@ -131,15 +131,16 @@ class Relations(Layered):
 
     def check(self, teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
         """Refuse models without queries, keys and values of their own, and heads that do not divide them."""
-        for config in (teacher, student):
+        for role, config in (("teacher", teacher), ("student", student)):
             _checked_heads(self.name, config)
-            if not shows_projections(config):
+            widths = widths_of_projections(config)
+            if widths is not None and not widths:
                 raise ValueError(
                     f"relations compares queries, keys and values, {config.model_type} does not make them by layers of their "
                     "own; use hidden-states or attention-maps"
                 )
-        for role, config in (("teacher", teacher), ("student", student)):
-            _check_divides(self.relation_heads, getattr(config.get_text_config(), "hidden_size", 0), role)
+            for width in sorted(widths or ()):
+                _check_divides(self.relation_heads, width, role)
 
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """Queries, keys and values [T, D] of the layers that somebody learns from."""

@@ -30,7 +30,7 @@ def signs(idx_B: Tensor, count: int, *keys: int | Tensor) -> Tensor:
 
 def normals(idx_B: Tensor, count: int, *keys: int | Tensor) -> Tensor:
     """Normal numbers, float [B, K], see `drawn`."""
-    return torch.special.ndtri((drawn(idx_B, count, *keys).double() + 0.5) / 2**32).float()
+    return torch.special.ndtri((drawn(idx_B, count, *keys).cpu().double() + 0.5) / 2**32).float().to(idx_B.device)
 
 
 def _scrambled(key: Tensor) -> Tensor:

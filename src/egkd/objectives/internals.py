@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from egkd.models import Need, Seen, frozen, observe
+from egkd.attention import outline
+from egkd.models import Need, Seen, frozen, observe, reads_last_token
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut_tokens
 from egkd.text import Batch
 
@@ -207,11 +208,16 @@ class PatientStates(_States):
     """Whether states are divided by their lengths first."""
 
     def check(self, teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
-        """Refuse the first token of a model that has no attention, and so gathers nothing there."""
+        """Refuse the first token of a model that has no attention and so gathers nothing there, or reads its last one."""
         for config in (teacher, student):
             if self.pooling == "first" and heads_of(config) is None:
                 raise ValueError(
                     f"patient-states compares first tokens, {config.model_type} gathers nothing there; set pooling to 'mean'"
+                )
+            model = outline(config) if self.pooling == "first" else None
+            if model is not None and reads_last_token(model):
+                raise ValueError(
+                    f"patient-states compares first tokens, {config.model_type} reads the last; set pooling to 'mean'"
                 )
 
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from egkd.models import Need, Seen, double_backward
+from egkd.models import Need, Seen, log_odds
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut_tokens
 from egkd.objectives.gradient import gradient_of
 from egkd.objectives.predictions import known_labels, label_loss
@@ -90,9 +90,8 @@ class AttributionDistillation(Objective):
             point_BTD, logits_BC = end_BTD, seen.logits_BC
             if step < self.steps:
                 point_BTD = step / self.steps * end_BTD
-                with double_backward():
-                    logits_BC = seen.at(point_BTD)
-            gradients.append([gradient_of(view_B, point_BTD, twice=twice) for view_B in _views(logits_BC, batch)])
+                logits_BC = seen.at(point_BTD)
+            gradients.append([gradient_of(view_B, point_BTD, twice=twice) for view_B in self._views(logits_BC, batch)])
         scores = []
         for of_view in zip(*gradients, strict=True):
             attributions_BTD = torch.stack(of_view).mean(0).float() * end_BTD.float()
@@ -101,17 +100,24 @@ class AttributionDistillation(Objective):
             scores.append(F.normalize(attributions_BTD.norm(dim=2), dim=1))
         return torch.stack(scores, dim=2) * batch["attention_mask"][:, :, None]
 
+    def _views(self, logits_BC: Tensor, batch: Batch) -> list[Tensor]:
+        """AD-KD's scalars, [B] each: the gold label's loss, or -log p of every class where there are more than two.
 
-def _views(logits_BC: Tensor, batch: Batch) -> list[Tensor]:
-    """AD-KD's scalars, [B] each: the gold label's loss, or -log p of every class where there are more than two."""
-    logits_BC = logits_BC.float()
-    if logits_BC.shape[1] > 2:
-        return list((-logits_BC.log_softmax(1)).unbind(1))
-    if "labels" not in batch:
-        raise ValueError("ad-kd explains the loss of the gold label, the data has no labels; use gradient instead")
-    labels_B = batch["labels"]
-    own_B = logits_BC[:, 0] if logits_BC.shape[1] == 1 else -logits_BC.log_softmax(1).amax(1)
-    return [torch.where(known_labels(labels_B), label_loss(logits_BC, labels_B), own_B)]
+        With one step, classes' log odds in their place: their gradients differ by a factor of (1 - p), which the normalisation
+        drops, and which underflows in half precision where a model is sure.
+        """
+        logits_BC = logits_BC.float()
+        n_classes = logits_BC.shape[1]
+        if n_classes <= 2 and "labels" not in batch:
+            raise ValueError("ad-kd explains the loss of the gold label, the data has no labels; use gradient instead")
+        if self.steps == 1:
+            classes = range(n_classes) if n_classes > 2 else range(1)  # of two, either
+            return [log_odds(logits_BC, logits_BC.argmax(1).fill_(each)) for each in classes]
+        if n_classes > 2:
+            return list((-logits_BC.log_softmax(1)).unbind(1))
+        labels_B = batch["labels"]
+        own_B = logits_BC[:, 0] if n_classes == 1 else -logits_BC.log_softmax(1).amax(1)
+        return [torch.where(known_labels(labels_B), label_loss(logits_BC, labels_B), own_B)]
 
 
 class GradientDistillation(Objective):
@@ -171,8 +177,9 @@ class GradientDistillation(Objective):
 def _directions(seen: Seen, batch: Batch, *, twice: bool) -> Tensor:
     """The gradient of the largest probability at every token, of length 1, [B, T, D]."""
     assert seen.embeddings_BTD is not None
-    largest_B = seen.logits_BC.float().softmax(1).amax(1)
-    gradient_BTD = gradient_of(largest_B, seen.embeddings_BTD, twice=twice).float()
+    logits_BC = seen.logits_BC.float()
+    sure_B = log_odds(logits_BC, logits_BC.argmax(1))  # its gradient is that of p times 1 / p(1 - p), which may underflow
+    gradient_BTD = gradient_of(sure_B, seen.embeddings_BTD, twice=twice).float()
     return F.normalize(gradient_BTD, dim=2) * batch["attention_mask"][:, :, None]
 
 

@@ -65,15 +65,15 @@ class Schedule(BaseModel):
         if self.choose == "strong":
             assert strong_N is not None
             return strong_N[idx_B.cpu()].nonzero()[:, 0].to(idx_B.device)
-        place_B = (idx_B.double() * GOLDEN + epoch * self.share) % 1.0
-        return (place_B < self.share).nonzero()[:, 0]
+        place_B = (idx_B.cpu().double() * GOLDEN + epoch * self.share) % 1.0
+        return (place_B < self.share).nonzero()[:, 0].to(idx_B.device)
 
     def visits(self, idx_B: Tensor, epoch: int) -> Tensor:
         """How many turns each example has had in the epochs before this one, long [B], whoever has one now (see `rows`)."""
         if self.share == 1 or self.choose == "strong":
             return torch.full_like(idx_B, epoch, dtype=torch.long)
-        place_B = idx_B.double() * GOLDEN
-        return ((place_B + (epoch - 1) * self.share).floor() - (place_B - self.share).floor()).long()
+        place_B = idx_B.cpu().double() * GOLDEN
+        return ((place_B + (epoch - 1) * self.share).floor() - (place_B - self.share).floor()).long().to(idx_B.device)
 
     def strongest(self, strength_N: Tensor) -> Tensor:
         """Bool [N]: the `share` of the examples whose explanation is strongest."""

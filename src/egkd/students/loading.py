@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from egkd.data import Task
 from egkd.models import reads_last_token
@@ -50,12 +56,19 @@ def load_classifier(source: str, task: Task | None = None, *, trust_remote_code:
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{source} is not fine-tuned: it lacks {names}; fine-tune it first: egkd teach --init {source}")
+    check_encoder(model.config, source)
     if model.config.problem_type == "multi_label_classification":
         raise ValueError(f"{source} gives a text several labels at once, which nothing here can compare; use another teacher")
     if task is not None and model.config.num_labels != task.num_labels:
         wanted = f"{task.num_labels} ({', '.join(task.label_names)})" if task.label_names else "1 (regression)"
         raise ValueError(f"{source} predicts {model.config.num_labels} labels, the data needs {wanted}; use another teacher")
     return _know_padding(model, source, trust_remote_code).eval()
+
+
+def check_encoder(config: PreTrainedConfig, source: str) -> None:
+    """Refuse models of two halves, whose texts are read twice. Raises ValueError."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{source} ({config.model_type}) is an encoder and a decoder; take a model that is one of both")
 
 
 def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
@@ -101,6 +114,7 @@ def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: b
             trust_remote_code=trust_remote_code,
             **label_settings(task),
         )
+    check_encoder(model.config, source)
     new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     lacking = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
     if lacking:  # a head may be new, but not what it stands on
