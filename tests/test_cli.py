@@ -155,6 +155,10 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "both teachers": ([*GOOD, "--teacher-init", "teacher"], ["found both", "--teacher-init"]),
     "no teacher": (DATA, ["found neither", "--teacher-init"]),
     "no mask token": ([*REST, "--teacher", "maskless", "--guide", "perturbation"], ["operator", "no mask token", "attention"]),
+    "no mask token for a path of reasons": (
+        [*REST, "--teacher", "maskless", "--reasons", "--set", "objectives.reasons.explainer=integrated-gradients"],
+        ["reasons.options.baseline", "no mask token", "zero or pad"],
+    ),
     "no mask token for reasons": ([*REST, "--teacher", "maskless", "--reasons"], ["reasons.options.operator", "no mask token"]),
     # settings
     "unknown setting": (given("objectivs.x=1"), ["unknown setting 'objectivs'", "did you mean 'objectives'?"]),

@@ -9,6 +9,7 @@ import yaml
 from datasets import Dataset
 
 from egkd.cli.progress import duration
+from egkd.experiments.grid import DEFAULT_METHODS, GridConfig
 from egkd.experiments.planning import Job
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
@@ -127,6 +128,27 @@ def test_an_empty_section_is_no_section(egkd: Any, shop: Path, tmp_path: Path, s
     answer = egkd("glue", tmp_path / "grid.yaml", "--set", "base.train.max_stepps=1", "--seeds", "0", "--out", tmp_path / "out")
     assert answer.code == 2
     assert "Traceback" not in answer.err
+
+
+def test_a_setting_of_one_method_is_beside_the_others(egkd: Any, shop: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[GridConfig] = []
+
+    def run(grid: GridConfig, *_: Any, **__: Any) -> dict[str, str]:
+        seen.append(grid)
+        return {}
+
+    monkeypatch.setattr("egkd.experiments.running.run", run)
+    asked = [
+        "--teacher-init",
+        "an-encoder",
+        "--set",
+        "methods.gradient.objectives.gradient.weight=5",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert egkd("glue", *asked).code == 0
+    assert tuple(seen[0].methods) == DEFAULT_METHODS
+    assert seen[0].methods["gradient"] == {"objectives": {"gradient": {"weight": 5}}}
 
 
 def test_a_failed_cell_is_told_at_the_end(

@@ -150,6 +150,8 @@ def test_assignments_are_yaml_and_reach_inside() -> None:
 
 def test_an_assignment_opens_a_section_where_a_value_stood() -> None:
     assert override({"a": 5}, ["a.b=1"]) == {"a": {"b": 1}}
+    with pytest.raises(ValueError, match=r"^--set a\.b=1: a is a list, \['c', 'd'\], whose entries have no settings"):
+        override({"a": ["c", "d"]}, ["a.b=1"])
 
 
 @pytest.mark.parametrize(

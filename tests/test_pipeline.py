@@ -1,5 +1,6 @@
 """The main job from outside: the commands on tiny models and data, what they leave behind, and what a kill costs."""
 
+import errno
 import importlib
 import json
 import math
@@ -14,11 +15,14 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from egkd.config import resolve
 from egkd.data import Task, TaskData
 from egkd.objectives import OBJECTIVES, GradientGuide, Labels, SoftLabels
+from egkd.runs import check_free, claim
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
 ANSWERS = ["labels", "soft-labels"]
@@ -228,6 +232,33 @@ def test_rows_held_out_come_with_a_word_about_a_teacher_that_may_know_them(egkd:
         said[name] = " ".join((answer.out + answer.err).split())
     assert "the teacher was trained on rows held out" in said["held"]
     assert "the teacher was trained on rows held out" not in said["dev"]
+
+
+def test_a_folder_is_worked_in_by_one_process_at_a_time(egkd: Any, shop: Path, quick: list[str]) -> None:
+    out = shop / "held"
+    out.mkdir()
+    asked = ["--teacher", shop / "teacher", "--student", "layers:1", "--train", shop / "train.csv", "--eval", shop / "dev.csv"]
+    with FileLock(out / ".lock"):
+        answer = egkd("distill", *asked, *quick, "--out", out)
+    assert (answer.code, "is being made by another process; wait for it" in " ".join(answer.err.split())) == (2, True), (
+        answer.err
+    )
+
+
+def test_what_a_full_disk_left_behind_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve({"teacher": "t", "student": "layers:1", "data": {"task": "sst2"}})
+
+    def full(self: Path, *_: Any, **__: Any) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(ValueError, match="No space left on device"):
+            claim(tmp_path / "run", config)
+    assert not list((tmp_path / "run").iterdir())
+    (tmp_path / "run" / ".lock").touch()
+    assert not check_free(tmp_path / "run", config)
 
 
 def test_killed_after_training_only_the_comparison_is_made(

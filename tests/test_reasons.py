@@ -65,6 +65,11 @@ def test_of_two_classes_each_is_the_other_s_opposite_of_more_each_has_its_own() 
 # The lesson
 
 
+def test_a_text_that_the_explainer_refuses_is_told_before_the_first(run: Any) -> None:
+    with pytest.raises(ValueError, match=r"a text has \d+ words, exact-shapley takes at most 2; use shapley-sampling"):
+        run([SoftLabels(), Reasons(explainer="exact-shapley", options={"max_units": 2})])
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [({}, "occlusion"), ({"explainer": "shapley-sampling", "options": {"n_samples": 2}}, "shapley-sampling")],

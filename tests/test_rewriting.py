@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, FillMaskPipeline
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, FillMaskPipeline, PreTrainedTokenizerFast
 
 from egkd.config_data import DataConfig
 from egkd.data.loading import load_data
@@ -85,6 +86,19 @@ def test_words_of_several_tokens_and_what_is_cut_off_stay(model: BertForMaskedLM
     assert list(found) == [(8, 9), (10, 15)]
     assert list(_Writer(model, tokenizer, RewriteConfig(), 4).candidates("a movie is dull")) == [(0, 1), (2, 7)]
     assert _Writer(model, tokenizer, RewriteConfig(), 64).candidates("") == {}
+
+
+def test_spaces_that_a_tokenizer_counts_to_its_words_hide_none() -> None:
+    """As DeBERTa's and XLNet's do."""
+    tokens = ["[PAD]", "[UNK]", "[MASK]", "▁a", "▁lovely", "▁film", "▁plot"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    spaced = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
+    assert spaced("a film", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (1, 6)]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    writer = _Writer(BertForMaskedLM(BertConfig(vocab_size=7, **sizes)).eval(), spaced, RewriteConfig(), 64)
+    assert list(writer.candidates("a lovely film")) == [(0, 1), (2, 8), (9, 13)]
 
 
 def test_words_are_replaced_as_often_as_asked(model: BertForMaskedLM, tokenizer: Any) -> None:

@@ -26,10 +26,12 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from egkd.config import RunConfig, check, near
 from egkd.data import Task, TaskData
+from egkd.explain.base import masks_by
 from egkd.models import longest
-from egkd.objectives import OBJECTIVES, Objective, Reasons
+from egkd.objectives import OBJECTIVES, Objective, Reasons, SelectionGuide
 from egkd.objectives.internals import INSTEAD
 from egkd.objectives.predictions import check_labelled
+from egkd.objectives.reasons import hidden_width
 from egkd.students import build_student, load_encoder, load_tokenizer, parse_student
 from egkd.students.loading import loaded
 from egkd.teaching import check_tokens
@@ -175,13 +177,18 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
                 _check_unmasked(f"objectives.{objective.name}", dict(objective), model)
                 if isinstance(objective, Reasons) and tokenizer is not own:
                     _check_unmasked(f"objectives.{objective.name}.options", objective.options, model)
+    for objective in objectives:
+        if objective.weight > 0 and (
+            isinstance(objective, Reasons) or (isinstance(objective, SelectionGuide) and objective.token_head)
+        ):
+            hidden_width(student)
 
 
 def _check_unmasked(where: str, settings: Mapping[str, Any], model: str) -> None:
-    if settings.get("operator") == "mask":
-        raise ValueError(
-            f"{where}.operator is 'mask', the tokenizer of {model} has no mask token; set it to delete, gather or attention"
-        )
+    setting = masks_by(settings)
+    if setting:
+        others = "zero or pad" if setting.endswith("baseline") else "delete, gather or attention"
+        raise ValueError(f"{where}.{setting} is 'mask', the tokenizer of {model} has no mask token; set it to {others}")
 
 
 def check_mask_word(config: RunConfig, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:

@@ -246,6 +246,10 @@ def override(settings: dict[str, Any], assignments: Sequence[str]) -> dict[str, 
         place = settings
         for part in outer:
             inner = place.get(part)
+            if isinstance(inner, list):
+                raise ValueError(
+                    f"--set {assignment}: {part} is a list, {inner}, whose entries have no settings; write them by name"
+                )
             place[part] = dict(inner) if isinstance(inner, Mapping) else {}
             place = place[part]
         try:

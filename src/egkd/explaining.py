@@ -43,11 +43,13 @@ class Question:
     max_length: int = MAX_LENGTH
     seed: int = 0
     precision: Precision = "float32"
+    token_budget: int | None = None
+    """Tokens of one pass at most; None for what suits the device."""
 
     def asked_of(self, source: str, *, trust_remote_code: bool = False) -> "Question":
         """The same of another model, about the class it predicts. Raises ValueError, one line."""
         other = question_about(source, "predicted", self.max_length, self.seed, trust_remote_code=trust_remote_code)
-        return replace(other, precision=self.precision, unit=self.unit)
+        return replace(other, precision=self.precision, unit=self.unit, token_budget=self.token_budget)
 
     def told(self) -> dict[str, Any]:
         """All that scores depend on beside text and method, as plain values."""
@@ -180,8 +182,10 @@ def with_selector(
 
 def _check_fitted(folder: Path, told: Mapping[str, Any]) -> None:
     """Refuse a selector that was fitted with other things than these. Raises ValueError."""
-    kept = read_json(folder / "fitted.json") if (folder / "fitted.json").exists() else {}
-    changed = sorted(key for key, value in told.items() if kept.get(key, value) != value)
+    if not (folder / "fitted.json").exists():
+        return
+    kept, asked = ({"unit": "word"} | dict(each) for each in (read_json(folder / "fitted.json"), told))
+    changed = sorted(key for key, value in asked.items() if kept.get(key, value) != value)
     if changed:
         raise ValueError(f"the selector in {folder} was fitted with another {' and another '.join(changed)}; name another")
 
@@ -192,8 +196,9 @@ def _conditions(
     """What a selector that is asked for depends on; its model alone where the texts to fit it on are not at hand."""
     told = question.told()
     if fit_on is None:
-        return {"model": told["model"], "tokenizer": told["tokenizer"]}
+        return {name: told[name] for name in ("model", "tokenizer", "unit") if name in told}
     del told["target"]  # selectors explain the whole output
+    told.pop("precision", None)  # they are fitted in float32
     return told | {"texts": fingerprint_texts(fit_on)[:16], **asdict(settings), "kind": explainer.kind}
 
 
@@ -210,7 +215,7 @@ def _fitted(
         progress("fit the selector", done, total)
 
     drawn = sample(fit_on, settings.examples, question.seed)
-    rows = encode_rows(question.tokenizer, list(drawn["text"]), _pairs(drawn), question.max_length)
+    rows = encode_rows(question.tokenizer, list(drawn["text"]), _pairs(drawn), question.max_length, question.unit)
     fitted = explainer.fit(question.model, question.tokenizer, rows, settings=settings, seed=question.seed, progress=tell)
     assert fitted.selector is not None
     fitted.selector.save(folder)
@@ -265,6 +270,7 @@ def _explained(
         unit=question.unit,
         max_length=question.max_length,
         seed=question.seed,
+        token_budget=question.token_budget,
         precision=question.precision,
     )
     return ((places[index], explanation) for index, explanation in found)

@@ -17,7 +17,9 @@ from egkd.evaluate.plausibility import plausibility
 from egkd.evaluate.ranking import BINS
 from egkd.evaluate.rationales import Rationale
 from egkd.evaluate.scores import estimate
-from egkd.explain import Explainer, Explanation, encode_rows, explain
+from egkd.explain import Explainer, Explanation, OwnReasons, encode_rows, explain
+from egkd.explain.amortised import head_of
+from egkd.explain.base import masks_by
 from egkd.explain.selection import AmortisedExplainer
 from egkd.explaining import ByMethod, Question
 from egkd.lessons import fingerprint_tokenizer
@@ -60,6 +62,7 @@ class Faithfulness(Judge):
                 targets=[each.target for each in one],
                 probes=self.probes,
                 seed=question.seed,
+                token_budget=question.token_budget,
                 precision=question.precision,
                 again=explainer if self.probes.sensitivity_samples else None,
             )
@@ -101,6 +104,8 @@ class Agreement(Judge):
         for method, explainer in explainers.items():
             if isinstance(explainer, AmortisedExplainer):
                 raise ValueError(f"{method} carries a selector of one model and cannot be asked about another; leave it out")
+            for each in filter(None, (other, twin)):
+                _check_can_be_asked(explainer, each)
 
     def hear(self, explained: Explained) -> None:
         """Cost: the explanations once more, and for a ceiling twice."""
@@ -184,8 +189,17 @@ def _asked(question: Question, explainer: Explainer, about: Sequence[Explanation
         unit=question.unit,
         max_length=question.max_length,
         seed=question.seed,
+        token_budget=question.token_budget,
         precision=question.precision,
     )
+
+
+def _check_can_be_asked(explainer: Explainer, other: Question) -> None:
+    """Before the explained model has been asked at all."""
+    if isinstance(explainer, OwnReasons) and head_of(other.model) is None:
+        raise ValueError(f"the other model tells no reasons of its own; leave {explainer.name} out")
+    if other.tokenizer.mask_token_id is None and (setting := masks_by(explainer.settings())):
+        raise ValueError(f"{explainer.name}.{setting} is 'mask', and the other model has no mask token; set another")
 
 
 def _check_units(question: Question, other: Question) -> None:
@@ -194,8 +208,11 @@ def _check_units(question: Question, other: Question) -> None:
 
 
 def _check_classes(question: Question, other: Question) -> None:
-    names, others = ([str(name) for name in (each.model.config.id2label or {}).values()] for each in (question, other))
-    if len(names) != len(others) or (names != others and sorted(names) == sorted(others)):
+    names, others = (
+        [str(name) for _, name in sorted((each.model.config.id2label or {}).items())] for each in (question, other)
+    )
+    folded, theirs = ([name.casefold() for name in each] for each in (names, others))
+    if len(names) != len(others) or (folded != theirs and sorted(folded) == sorted(theirs)):
         raise ValueError(
             f"the explained model has the classes {', '.join(names)}, the other {', '.join(others)}; "
             "give one with the same in the same order"

@@ -7,7 +7,8 @@ for it again.
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from egkd.runs import (
     check_writable,
     claim,
     describe_environment,
+    held,
     read_json,
     save_model,
     write_arrays,
@@ -67,10 +69,10 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     objectives = objectives_of(config)
     config = resolved(config, objectives)
     arguments = training_arguments(config.train_arguments, out / "checkpoints", "train")  # here processes meet
-    with ranks() as team:
+    with ranks() as team, ExitStack() as stack:
         with team.stage():
             data = _checked(config, objectives, arguments, out, tell)
-        team.once(lambda: _claimed(config, out, tell))
+        team.once(lambda: stack.enter_context(_claimed(config, out, tell)))
         teacher = config.teacher or str(_taught(config, data, out / "teacher", team, tell, progress))
         _learned(config, objectives, arguments, teacher, data, out, team, tell, progress)
         team.once(lambda: _compared(config, objectives, teacher, data, out, tell, progress))
@@ -116,7 +118,7 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
         raise ValueError(f"found teacher {config.teacher}, expected teacher_init: the encoder to fine-tune (--init)")
     init, config = config.teacher_init, resolved(config, objectives_of(config))
     arguments = training_arguments(config.teach_arguments, out, "teach")  # here processes meet
-    with ranks() as team:
+    with ranks() as team, ExitStack() as stack:
         with team.stage():
             check_compatible([Labels()], arguments, has_teacher=False)
             check_free(out, config)
@@ -126,7 +128,7 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
             choose_best_by(arguments, data)
             load_encoder(init, data.task, trust_remote_code=config.trust_remote_code)
             check_length(config, init, load_tokenizer(init, trust_remote_code=config.trust_remote_code))
-        team.once(lambda: _claimed(config, out, tell))
+        team.once(lambda: stack.enter_context(_claimed(config, out, tell)))
         return _taught(config, data, out / "teacher", team, tell, progress)
 
 
@@ -140,10 +142,15 @@ def resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
     return config.model_copy(update=said)
 
 
-def _claimed(config: RunConfig, out: Path, tell: Tell) -> None:
-    if claim(out, config):
-        tell(f"{out} holds this run already; what is done is kept")
-    describe_environment(out, config.seed)
+@contextmanager
+def _claimed(config: RunConfig, out: Path, tell: Tell) -> Iterator[None]:
+    """The run's folder, which is this process's own while open."""
+    begun = claim(out, config)
+    with held(out / ".lock", out):
+        if begun:
+            tell(f"{out} holds this run already; what is done is kept")
+        describe_environment(out, config.seed)
+        yield
 
 
 def in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> TaskData:

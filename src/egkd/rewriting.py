@@ -26,7 +26,7 @@ from egkd.data.augment import changed_parts, word_spans
 from egkd.data.loading import load_data
 from egkd.lessons.fingerprints import fingerprint_model, fingerprint_texts, fingerprint_tokenizer
 from egkd.models import longest
-from egkd.runs import check_writable, write_text
+from egkd.runs import check_writable, held, write_text
 from egkd.students import load_tokenizer
 from egkd.students.loading import loaded
 from egkd.text import MAX_LENGTH, MIN_LENGTH, lengths
@@ -87,22 +87,25 @@ def rewrite(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
-    done = _begun(part, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest())
-    if done:
-        tell(f"{len(done):,} of {len(rows):,} rows are rewritten already")
-    writer = _Writer(model, tokenizer, settings, max_length)
-    with part.open("a", encoding="utf-8") as file:
-        for number in range(len(done), len(rows)):
-            row = tuple(rows[number][name] for name in rows.column_names)
-            done.append(list(map(list, writer.copies(row, number))))
-            file.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
-            file.flush()
-            progress(number + 1, len(rows))
-    names = [{"text": data.text, "text_pair": data.text_pair}[name] or name for name in rows.column_names]
-    copies = [dict(zip(names, copy, strict=True)) for own in done for copy in own]
-    write_text(out, "".join(json.dumps(copy, ensure_ascii=False) + "\n" for copy in copies))
-    part.unlink()
-    return len(copies)
+    lock = out.with_name(f".{out.name}.lock")
+    with held(lock, out):
+        done = _begun(part, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest())
+        if done:
+            tell(f"{len(done):,} of {len(rows):,} rows are rewritten already")
+        writer = _Writer(model, tokenizer, settings, max_length)
+        with part.open("a", encoding="utf-8") as file:
+            for number in range(len(done), len(rows)):
+                row = tuple(rows[number][name] for name in rows.column_names)
+                done.append(list(map(list, writer.copies(row, number))))
+                file.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
+                file.flush()
+                progress(number + 1, len(rows))
+        names = [{"text": data.text, "text_pair": data.text_pair}[name] or name for name in rows.column_names]
+        copies = [dict(zip(names, copy, strict=True)) for own in done for copy in own]
+        write_text(out, "".join(json.dumps(copy, ensure_ascii=False) + "\n" for copy in copies))
+        part.unlink()
+        lock.unlink()
+        return len(copies)
 
 
 def _load(source: str, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -166,7 +169,7 @@ class _Writer:
     def candidates(self, text: str) -> dict[Span, list[str]]:
         """By its span in `text`, what each word that is one token may become, the likeliest first."""
         encoded = self._tokenizer(text, truncation=True, max_length=self._max_length, return_offsets_mapping=True)
-        place_of = {tuple(offset): place for place, offset in enumerate(encoded.pop("offset_mapping"))}
+        place_of = {_unspaced(text, *span): place for place, span in enumerate(encoded.pop("offset_mapping"))}
         spans = [span for span in word_spans(text) if span in place_of]
         found: dict[Span, list[str]] = {}
         size = max(1, AT_ONCE // max(1, len(encoded["input_ids"])))
@@ -207,6 +210,12 @@ def whole_words(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
         if word.isalnum():  # which "##ing" is not
             words[number] = word
     return words
+
+
+def _unspaced(text: str, start: int, end: int) -> Span:
+    """A token's span without the white space that some tokenizers count to it."""
+    part = text[start:end]
+    return end - len(part.lstrip()), start + len(part.rstrip())
 
 
 def _as_written(word: str, own: str) -> str:

@@ -11,12 +11,14 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from egkd.config import RunConfig, read_yaml
@@ -39,6 +41,16 @@ def claim(folder: Path, config: RunConfig) -> bool:
     return False
 
 
+@contextmanager
+def held(lock: Path, what: Path) -> Iterator[None]:
+    """While open, `what` is this process's own, as the file `lock` says. Raises ValueError where it is another's."""
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"{what} is being made by another process; wait for it, or name another --out") from None
+
+
 def check_free(folder: Path, config: RunConfig) -> bool:
     """Whether `folder` holds this very run, to be resumed; writes nothing.
 
@@ -51,7 +63,7 @@ def check_free(folder: Path, config: RunConfig) -> bool:
             changed = sorted(name for name in {*found, *ours} if found.get(name) != ours.get(name))
             raise ValueError(f"{folder} holds another run ({', '.join(changed)} differ); name another --out, or delete it")
         return True
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder and holds no run; name another --out")
     check_writable(folder, "--out")
     return False
@@ -76,7 +88,11 @@ def check_writable(folder: Path, flag: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+    except OSError:  # a full disk
+        unfinished.unlink(missing_ok=True)
+        raise
     unfinished.replace(path)
 
 

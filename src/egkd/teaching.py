@@ -168,7 +168,7 @@ def in_order(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
     if list(order) == list(range(len(order))):
         return model
     ids = torch.tensor([[1, 2, 3]], device=model.device)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     old = torch.tensor(order, device=model.device).argsort()
     heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == len(order)]
     with torch.no_grad():

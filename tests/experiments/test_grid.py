@@ -187,6 +187,14 @@ def test_a_teacher_is_fine_tuned_once_on_more_than_its_students_get() -> None:
     assert trained.student_dropout is None  # what is the students' is not the teacher's
 
 
+def test_a_limit_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    (cell,) = grid(seeds=0).cells()
+    with pytest.raises(ValueError, match=r"^mrpc/layers-2/plain/0: [^\n]*train_limit[^\n]*$"):
+        grid(tasks={"mrpc": {"train_limit": "x"}}, limit=3).config(cell, tmp_path)
+    with pytest.raises(ValueError, match=r"^the teacher of mrpc: [^\n]*train_limit[^\n]*$"):
+        grid(teacher_data={"train_limit": "x"}, limit=3).teacher_config("mrpc")
+
+
 def test_a_teacher_may_be_lent_by_a_task_that_is_not_compared() -> None:
     trained = grid(tasks={"few": {"task": "sst2", "train_limit": 100, "teacher_of": "sst2"}}).teacher_config("few")
     assert trained is not None

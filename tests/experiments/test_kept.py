@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,20 @@ def test_what_is_there_is_left_alone(out: Path) -> None:
     assert [line["cell"] for line in lines(out)] == NAMES[1:]
 
 
+def test_lines_whose_cells_are_gone_stay(out: Path, finished_run: Make) -> None:
+    """`rm -rf cells/*`, or results of elsewhere in a folder where other cells were begun: no finished cell is lost."""
+    keep(out)
+    before = lines(out)
+    for left in (NAMES[1:2], []):
+        for name in set(NAMES) - set(left):
+            shutil.rmtree(out / "cells" / name, ignore_errors=True)
+        keep(out)
+        assert lines(out) == before
+    shutil.rmtree(out / "cells" / "sst2")
+    restore(out)
+    assert all((out / "cells" / name / ANSWERS).exists() for name in NAMES)
+
+
 def test_a_cell_that_was_run_again_has_a_new_line(out: Path, finished_run: Make) -> None:
     keep(out)
     before = lines(out)
@@ -225,5 +240,5 @@ def test_a_cell_that_cannot_be_kept_is_told(out: Path) -> None:
 @pytest.mark.parametrize("broken", ["{", "[]", '{"dev": {"classes": 2}}', '{"dev": {"classes": 2, "labels": "0x"}}'])
 def test_broken_answers_are_told(tmp_path: Path, broken: str) -> None:
     (tmp_path / ANSWERS).write_text(broken)
-    with pytest.raises(ValueError, match=r"^[^\n]*answers.json is broken \([^\n]*\): delete it and metrics.json beside it"):
+    with pytest.raises(ValueError, match=r"^[^\n]*answers.json is broken \([^\n]*\): delete its folder, and run it again"):
         arrays_of(tmp_path)

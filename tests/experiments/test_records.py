@@ -112,16 +112,26 @@ def test_the_positive_class_is_one_whichever_number_the_teacher_gives_it(tmp_pat
     assert np.array_equal(turned.teacher_NC, first.teacher_NC[:, [1, 0]])
 
 
+def test_three_classes_are_never_turned(tmp_path: Path, finished_run: Make) -> None:
+    """A teacher may know the data's first class as its own class 1, whatever the others are."""
+    run = finished_run(tmp_path, data="mnli")
+    first = read(run).predictions()
+    change(run, "task", "positive", to=0)
+    for split, found in read(run).predictions().items():
+        assert np.array_equal(found.labels_N, first[split].labels_N)
+        assert np.array_equal(found.student_NC, first[split].student_NC)
+
+
 def test_predictions_that_are_missing_or_broken(tmp_path: Path, finished_run: Make) -> None:
     record = read(finished_run(tmp_path))
     file = tmp_path / "predictions.npz"
     whole = file.read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"nonsense"):
         file.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"^.*predictions.npz is broken \(.*\): delete it and metrics.json"):
+        with pytest.raises(ValueError, match=r"^.*predictions.npz is broken \(.*\): delete (that|its) folder"):
             record.predictions()
     file.unlink()
-    with pytest.raises(ValueError, match=r"has no predictions.npz: delete its metrics.json and run it again$"):
+    with pytest.raises(ValueError, match=r"has no predictions.npz: delete that folder, and run it again$"):
         record.predictions()
 
 

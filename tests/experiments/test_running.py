@@ -329,6 +329,21 @@ def test_an_interruption_stops_everybody(grid: Any, tmp_path: Path) -> None:
     assert did == [*(f"stop {name}" for name in names), *(f"end {name}" for name in names)]
 
 
+def test_an_interruption_keeps_what_is_done(whole: Any, grid: Any, tmp_path: Path) -> None:
+    """Tables and cells, though nobody had written them since they were finished."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / "results")
+
+    def interrupt(now: Standing) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(grid(), out, tell=never, show=interrupt, start=never)
+    for name in ("cells.jsonl", "glue.md"):
+        assert (out / "results" / name).read_bytes() == (whole[0] / "results" / name).read_bytes()
+
+
 def test_a_process_ends_when_it_is_told_to_and_with_whoever_started_it(whole: Any, grid: Any, tmp_path: Path) -> None:
     jobs = plan(grid(), tmp_path / "out")
     for number, end in enumerate((lambda process: process.stop(), lambda process: process._process.stdin.close())):

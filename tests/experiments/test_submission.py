@@ -267,8 +267,10 @@ def test_the_best_seed_on_dev_is_submitted(tmp_path: Path, made_up: Callable[...
         chosen_students(records, "small", "other")
     diverged = dataclasses.replace(records[0], scores={"dev": {"accuracy": None}}, method="guided", folder=tmp_path / "none")
     assert chosen_students([diverged, *records, diverged], "small", "guided") == chosen
+    easier = dataclasses.replace(records[-1], splits=("held_out",), scores={"held_out": {"accuracy": 1.0, "f1": 1.0}})
+    assert chosen_students([easier, *records, easier], "small", "guided") == chosen
     (chosen["mrpc"] / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="did not keep its student's weights; run it again with keep_students: true"):
+    with pytest.raises(ValueError, match="did not keep its student's weights; delete that folder, and run it again"):
         chosen_students(records, "small", "guided")
 
 
@@ -313,6 +315,12 @@ def test_the_command_submits_what_is_finished(
     asked = ["glue", "--out", out, "--teacher-init", "none", *flags, "--submission", f"plain={tmp_path / 'a.zip'}"]
     lost = egkd(*asked, "--set", "keep_students=false")
     assert (lost.code, "keep_students is false: set it to true" in " ".join(lost.err.split())) == (2, True)
+    monkeypatch.setattr("egkd.experiments.submission.finished", lambda folder: folder.name == "1")
+    weights = out / "cells" / "mrpc" / "small" / "plain" / "1" / "student" / "model.safetensors"
+    weights.rename(weights.with_suffix(".gone"))
+    lost = egkd(*asked)
+    assert (lost.code, "did not keep its student's weights; delete that folder" in " ".join(lost.err.split())) == (2, True)
+    weights.with_suffix(".gone").rename(weights)
     (tmp_path / "partial").mkdir()
     shutil.copytree(directory / "SST-2", tmp_path / "partial" / "SST-2")
     less = egkd(*asked, "--set", f"tasks.mrpc.data.glue_dir={tmp_path / 'partial'}")

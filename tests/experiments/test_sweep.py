@@ -19,7 +19,7 @@ from egkd.config import RunConfig, merge, override, read_yaml
 from egkd.experiments.chosen import best
 from egkd.experiments.grid import Cell, GridConfig
 from egkd.experiments.space import SweepConfig, nested
-from egkd.experiments.sweep import check_runs, sweep
+from egkd.experiments.sweep import check_runs, check_sources, sweep
 
 pytestmark = pytest.mark.usefixtures("calm_libraries")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -238,6 +238,75 @@ def test_a_trial_that_cannot_be_run_stands_in_nobodys_way(tmp_path: Path, error:
     assert ("plain/0000" in runs.names()) != lost
     assert [trial.state for trial in found["plain"]] == ["fail" if lost else "complete", "complete", "complete"]
     assert [trial.state for trial in found["gradient"]] == ["complete"] * 3
+
+
+def test_results_tell_of_every_trial_whoever_ends_last(tmp_path: Path) -> None:
+    """The last trial of all cannot be run; a worker begun with fewer trials and methods writes all the same."""
+
+    def fail_last(folder: Path) -> None:
+        if folder.parent.name == "gradient" and folder.name == "0002":
+            raise ValueError("no such setting")
+
+    with pytest.raises(ValueError, match="no such setting"):
+        work(tmp_path, Runs(fail_last))
+    assert [trial["state"] for trial in results(tmp_path)["methods"]["gradient"]["trials"]] == ["complete", "complete", "fail"]
+    early = Runs(lambda _: work(tmp_path, Runs(), more) and None)
+    more = config_of(trials=5, methods=SETTINGS["methods"] | {"selection": {}})
+    work(tmp_path, early, config_of(trials=4))
+    told = results(tmp_path)
+    assert {method: len(its["trials"]) for method, its in told["methods"].items()} == dict.fromkeys(more.methods, 5)
+    assert told["settings"]["trials"] == 5
+
+
+def test_a_method_without_a_score_is_told_and_stays_the_baseline(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        if folder.parent.name == "plain":
+            raise ValueError("no such setting")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no such setting"):
+            work(tmp_path, Runs(fail))
+    work(tmp_path, Runs(fail))
+    text = (tmp_path / "results" / "grid.yaml").read_text()
+    assert "# Not in it, because no trial of theirs has a score: plain.\n" in text
+    assert "baseline" not in yaml.safe_load(text)
+
+
+def test_a_sweep_of_ones_own_file_in_its_folder(tmp_path: Path) -> None:
+    """Its `sweep.yaml` may be what a person wrote, and an earlier version's."""
+    written = SETTINGS | {"methods": ["plain", "gradient"]}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(written))
+    assert len(work(tmp_path, Runs(), SweepConfig.of(written))) == 2
+
+
+def test_what_is_not_there_costs_no_trial(tmp_path: Path, save: Any, write_csv: Any, egkd: Any) -> None:
+    teacher = save(tmp_path / "teacher", ["no", "yes"], layers=2)
+    rows = write_csv(tmp_path / "train.csv", text=["good", "bad"] * 20, label=["yes", "no"] * 20)
+    right = {"teacher": str(teacher), "student": "layers:1", "max_length": 32, "data": {"train": str(rows), "held_out": 8}}
+    check_sources(SweepConfig.of(SETTINGS | {"base": right}), tmp_path)
+    wrong = [
+        ({"teacher": str(tmp_path / "none")}, "none does not exist"),
+        ({"student": "layers:9"}, "layers:9"),
+        ({"data": {"train": str(tmp_path / "none.csv"), "held_out": 8}}, "none.csv"),
+    ]
+    for change, part in wrong:
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SETTINGS | {"base": right | change}))
+        answer = egkd("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out")
+        assert (answer.code, part in answer.err) == (2, True), answer.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_of_one_method_leaves_the_others(tmp_path: Path, egkd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SETTINGS | {"methods": ["plain", "gradient"]}))
+    seen: list[SweepConfig] = []
+
+    def stop(config: SweepConfig, _: Path) -> None:
+        seen.append(config)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("egkd.experiments.sweep.check_runs", stop)
+    egkd("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out", "--set", "methods.gradient.train.max_grad_norm=5")
+    assert seen[0].methods == {"plain": {}, "gradient": {"train": {"max_grad_norm": 5}}}
 
 
 def test_a_folder_is_one_sweep_s_whose_trials_and_methods_may_become_more(tmp_path: Path) -> None:

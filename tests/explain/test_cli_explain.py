@@ -285,6 +285,25 @@ def test_a_selector_is_fitted_once_and_kept(egkd: Command, ask: Command, model: 
     refused = egkd("explain", "--model", model, *command, "--fit-on", csv_file, "--seed", 5)
     assert refused.code == 2
     assert "was fitted with another layers and another rate and another seed" in refused.err
+    pieces = egkd("explain", "--model", model, *command, "--unit", "token")
+    assert (pieces.code, "was fitted with another unit" in pieces.err) == (2, True)
+
+
+def test_a_selector_of_tokens_is_fitted_on_tokens(ask: Command, csv_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[int] = []
+    fit = explaining.AmortisedExplainer.fit
+
+    def counted(self: Any, model: Any, tokenizer: Any, rows: Any, **settings: Any) -> Any:
+        seen.extend(row["n_units"] for row in rows)
+        return fit(self, model, tokenizer, rows, **settings)
+
+    monkeypatch.setattr(explaining.AmortisedExplainer, "fit", counted)
+    for unit in ("word", "token"):
+        folder = tmp_path / unit
+        ask("filming", "--method", "l2x", "--selector", folder, "--fit-on", csv_file, "--text", "review", "--unit", unit)
+        assert json.loads((folder / "fitted.json").read_text()).get("unit", "word") == unit
+    half = len(seen) // 2
+    assert sum(seen[half:]) > sum(seen[:half])
 
 
 def test_a_selector_of_another_model_is_refused(
@@ -312,12 +331,17 @@ def test_a_model_reads_no_further_than_its_positions(egkd: Command, tmp_path: Pa
     assert (answer.code, "reads texts of 5 to 64 tokens" in answer.err) == (2, True)
 
 
-def test_a_model_without_masks_is_told_which_baseline_to_take(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
-    folder = save(tmp_path / "maskless")
+def without_mask(folder: Path) -> Path:
+    """The model in this folder, whose tokenizer now knows of no mask token."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             told = json.loads((folder / name).read_text())
             (folder / name).write_text(json.dumps({key: value for key, value in told.items() if key != "mask_token"}))
+    return folder
+
+
+def test_a_model_without_masks_is_told_which_baseline_to_take(egkd: Command, tmp_path: Path, save: Callable[..., Path]) -> None:
+    folder = without_mask(save(tmp_path / "maskless"))
     answer = egkd("explain", "a film", "--model", folder)
     assert answer.code == 2
     assert "set integrated-gradients.baseline to zero or pad" in answer.err
@@ -493,6 +517,12 @@ def test_rationales_can_be_asked_with_their_question_and_are_cut_openly(ask: Com
     assert re.search(r"\d+% of the marked words have no score", " ".join(answer.out.split()))
 
 
+def test_a_selector_is_fitted_for_what_people_marked(ask: Command, csv_file: Path, tmp_path: Path) -> None:
+    """The column of texts to fit on is named; how documents are read is another matter."""
+    fitted = ["--method", "l2x", "--selector", tmp_path / "selector", "--fit-on", csv_file, "--text", "review"]
+    ask("--rationales", eraser(tmp_path / "movies"), "--text-pair", "query", "--limit", 1, *fitted)
+
+
 def test_two_documents_of_an_annotation_are_read_together(ask: Command, egkd: Command, model: Path, tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text(
         '{"docid": "a_hypothesis", "document": "the film is dull"}\n{"docid": "a_premise", "document": "i love it a lot"}\n'
@@ -589,8 +619,9 @@ def test_models_of_other_classes_and_methods_of_one_model_are_refused(
     egkd: Command, model: Path, csv_file: Path, tmp_path: Path, save: Callable[..., Path]
 ) -> None:
     turned = save(tmp_path / "turned", ("positive", "negative"))
+    shouted = save(tmp_path / "shouted", ("POSITIVE", "NEGATIVE"))
     three = save(tmp_path / "three", ("a", "b", "c"))
-    for other in (turned, three):
+    for other in (turned, shouted, three):
         answer = egkd("explain", "a film", "--model", model, "--against", other)
         assert answer.code == 2
         assert "the explained model has the classes negative, positive, the other" in answer.err
@@ -599,6 +630,20 @@ def test_models_of_other_classes_and_methods_of_one_model_are_refused(
     assert answer.code == 2
     assert "l2x carries a selector of one model" in answer.err
     assert not (tmp_path / "selector").exists()  # refused before any work
+    calm = save(tmp_path / "calm", ("Negative", "Positive"))
+    assert egkd("explain", "a film", "--model", model, "--against", calm, "--method", "saliency").code == 0
+
+
+def test_methods_that_the_other_model_cannot_be_asked_by_are_refused_at_once(
+    egkd: Command, model: Path, tmp_path: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maskless = without_mask(save(tmp_path / "maskless"))
+    monkeypatch.setattr("egkd.explaining.explain_all", lambda *_, **__: pytest.fail("asked"))
+    smooth = ["smoothgrad", "--set", "smoothgrad.inner={method: integrated-gradients}"]
+    for method, setting in ((["occlusion"], "operator"), (["integrated-gradients"], "baseline"), (smooth, "inner.baseline")):
+        answer = egkd("explain", "a film", "--model", model, "--against", maskless, "--method", *method)
+        assert answer.code == 2
+        assert f"{method[0]}.{setting} is 'mask', and the other model has no mask token" in answer.err
 
 
 def test_a_file_given_as_text_is_not_explained_as_a_text(egkd: Command, model: Path, csv_file: Path) -> None:

@@ -97,6 +97,9 @@ def test_classes_may_be_numpy_s_or_torch_s(model, tokenizer):
     (expected,) = explain(model, tokenizer, ["great"], target=1)
     for target in (np.int64(1), torch.tensor(1), [np.int64(1)], torch.tensor([1])):
         assert explain(model, tokenizer, ["great"], target=target) == [expected]
+    both = explain(model, tokenizer, ["great", "dull"], target=[1, 0])
+    for targets in (np.array([1, 0]), torch.tensor([1, 0])):
+        assert explain(model, tokenizer, ["great", "dull"], target=targets) == both
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "arrow"])
@@ -239,6 +242,8 @@ def test_wrong_calls_are_told(model, tokenizer):
         explain(model, tokenizer, ["a", "b"], ["c"])
     with pytest.raises(ValueError, match="no class 'goo'; did you mean 'good'"):
         explain(model, tokenizer, ["a"], target="goo")
+    with pytest.raises(ValueError, match=r"target holds names, .*; give one name for all texts, or a number for each"):
+        explain(model, tokenizer, ["a"], target=["good"])
     assert explain(model, tokenizer, []) == []
     with pytest.raises(ValueError, match="unit is 'tokens'; did you mean 'token'"):
         explain(model, tokenizer, ["a"], unit="tokens")

@@ -8,6 +8,7 @@ from captum.attr import LayerGradientXActivation, LayerIntegratedGradients, Nois
 from captum.attr import Saliency as CaptumSaliency
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from egkd.explain import (
     InputXGradient,
@@ -17,6 +18,7 @@ from egkd.explain import (
     score_dataset,
     unit_scores_of_gradient,
 )
+from egkd.explain.base import Request
 from egkd.models import frozen, log_odds, observe
 from egkd.text import collate
 
@@ -79,6 +81,23 @@ def test_integrated_gradients_are_captum_s(rule, theirs, baseline, model, tokeni
         )
         torch.testing.assert_close(scored.scores_U, by_words(theirs_TD[0].sum(-1), row), atol=2e-5, rtol=1e-4)
         assert scored.diagnostics["completeness_gap"] == pytest.approx(float(gap), abs=1e-4)
+
+
+def test_padding_as_a_baseline_keeps_its_places(bpe_tokenizer, rows_of):
+    """RoBERTa counts no place for padding where it is left to count."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RobertaConfig(vocab_size=len(bpe_tokenizer), pad_token_id=bpe_tokenizer.pad_token_id, **sizes)
+    model = RobertaForSequenceClassification(config).eval()
+    (row,) = rows_of(bpe_tokenizer, ["a lovely film"])
+    batch = collate([row], bpe_tokenizer.pad_token_id)
+    request = Request(model=model, tokenizer=bpe_tokenizer, batch=batch, seeds=[0])
+    with torch.no_grad():
+        own = observe(model, batch, keep=("embeddings",)).embeddings_BTD
+        start = IntegratedGradients(baseline="pad")._baseline(request, own)
+        ids = batch["input_ids"].masked_fill(batch["unit_ids"] >= 0, bpe_tokenizer.pad_token_id)
+        places = torch.arange(ids.shape[1])[None] + bpe_tokenizer.pad_token_id + 1
+        expected = model.roberta.embeddings(input_ids=ids, position_ids=places)
+    torch.testing.assert_close(start, torch.where((batch["unit_ids"] >= 0)[..., None], expected, own))
 
 
 @pytest.mark.parametrize("baseline", ["mask", "pad", "zero"])

@@ -233,6 +233,18 @@ def test_loading_tells_that_weights_are_missing_or_broken(
         Selector.load(tmp_path)
 
 
+def test_scores_are_as_fine_in_bfloat16(tiny_bert: Any, tokenizer: PreTrainedTokenizerBase, rows_of: Any) -> None:
+    """Coarse ones would tie, and ties go to the left."""
+    widths = [each.shape[-1] for each in read_hidden(tiny_bert(), collate(rows_of(tokenizer, ["a film"]), 0), 4).hidden]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        selector = Selector(SelectorSettings(), widths)
+    rows = rows_of(tokenizer, ["the film has a plot that is dull and a cast that is great but an ending that we hate"])
+    (scored,) = score_dataset(L2X(selector=selector), tiny_bert(), tokenizer, rows, precision="bfloat16")
+    assert scored.scores_U.dtype == torch.float32
+    assert len(scored.scores_U.unique()) == len(scored.scores_U)
+
+
 def test_the_seed_decides(tiny_bert: Any, tokenizer: PreTrainedTokenizerBase, reviews: Dataset) -> None:
     def fingerprint(seed: int) -> str:
         return fit_selector(SelectorSettings(**QUICK), tiny_bert(), tokenizer, reviews, seed=seed).fingerprint()

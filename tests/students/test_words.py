@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from egkd.data import Task
 from egkd.models import double_backward, embedding_layer, observe
+from egkd.objectives.reasons import hidden_width
 from egkd.students import (
     BiLSTMConfig,
     BiLSTMForSequenceClassification,
@@ -280,6 +281,11 @@ def test_siamese_pairs_are_read_apart_and_combined(kind: str) -> None:
 def pooled(model: WordClassifier, ids_BT: Tensor) -> Tensor:
     values, visible, _ = close_up(model.embeddings(ids_BT), torch.ones_like(ids_BT).bool())
     return model.pooling(model.encoder(values, visible), visible)
+
+
+@kinds
+def test_a_siamese_student_has_room_for_a_head(kind: str) -> None:
+    assert hidden_width(MODELS[kind, "siamese"]) == hidden_width(MODELS[kind, "joint"])
 
 
 def test_siamese_needs_segments(bpe_tokenizer: Any, tiny_bert: Any, teacher: str, tmp_path: Path, tiny_data: Any) -> None:

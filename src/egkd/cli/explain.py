@@ -78,6 +78,14 @@ def explain(
     precision: Annotated[
         Precision, typer.Option(help="bfloat16 is faster on processors that have it, and a little off.")
     ] = Precision.float32,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of one pass at most, where memory is scarce. [default: what suits the device]",
+            show_default=False,
+        ),
+    ] = None,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Explain what a classifier says about texts, word by word, by one or several methods.
@@ -114,7 +122,7 @@ def explain(
     dataset, marked = source.read(limit, seed or 0)
     fit_rows = source.read_file(fit_on) if fit_on else None
     question = explaining.question_about(model, target, max_length, seed or 0, trust_remote_code=trust_remote_code)
-    question = replace(question, precision=precision.value, unit=unit.value)
+    question = replace(question, precision=precision.value, unit=unit.value, token_budget=token_budget)
     for note in source.notes:
         aside.print(note, markup=False, highlight=False)
     shown = Shown(question, None if jsonl or html else out, html is not None)

@@ -78,8 +78,11 @@ def glue(
     whole, only = _chosen(
         merge(given, flags), {"tasks": _parts(tasks), "students": students or [], "methods": _parts(methods)}, _numbers(seeds)
     )
-    from egkd.experiments.grid import Choice, GridConfig
+    from egkd.experiments.grid import DEFAULTS, Choice, GridConfig, entries
 
+    for what, names in DEFAULTS.items():  # a setting of one entry is over all entries that there would be
+        if what not in whole and any(each.startswith(f"{what}.") for each in set_ or ()):
+            whole[what] = entries(what, names)
     grid = GridConfig.of(override(whole, set_ or []))
     from egkd.cli.progress import calm, cells_bar, first_console
     from egkd.experiments.running import run
@@ -88,8 +91,8 @@ def glue(
         from egkd.experiments.results import records
         from egkd.experiments.submission import Entry, check_submission, submit
 
-        where = check_submission(grid, out)
         entry = Entry.read(submission, list(grid.students), list(grid.methods))
+        where = check_submission(grid, out, entry)
     console = first_console()
     calm()
     with cells_bar(console) as show:

@@ -63,7 +63,8 @@ class Source:
         """The texts of a file."""
         from egkd.data.files import load_texts
 
-        dataset, notes = load_texts(file, text=self.text, text_pair=self.text_pair)
+        pair = None if self.rationales else self.text_pair  # with which it says how documents are read
+        dataset, notes = load_texts(file, text=self.text, text_pair=pair)
         self.notes.extend(notes)
         return dataset
 

@@ -24,7 +24,10 @@ def sweep(
     from egkd.config import override, read_yaml
     from egkd.experiments.space import SweepConfig
 
-    chosen = override(read_yaml(settings) | ({"trials": trials} if trials is not None else {}), set_ or [])
+    given = read_yaml(settings) | ({"trials": trials} if trials is not None else {})
+    if isinstance(given.get("methods"), list):
+        given["methods"] = {str(name): {} for name in given["methods"]}
+    chosen = override(given, set_ or [])
     config = SweepConfig.of(chosen)
     from functools import partial
 
@@ -37,6 +40,9 @@ def sweep(
     console = first_console()
     sweeping.check_runs(config, out)
     calm()
+    sweeping.check_sources(config, out)
+    if config.base.get("teacher"):
+        console.print("scores mislead if the teacher was trained on rows held out here; give egkd teach the same data.held_out")
     with bars(console) as progress:
         run = partial(pipeline.distill, progress=progress)
         teach = partial(pipeline.teach, progress=progress)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import rel_entr
 from scipy.stats import rankdata
 
-from egkd.evaluate.ranking import MIN_UNITS, shuffled
+from egkd.evaluate.ranking import MIN_UNITS, best_first, shuffled
 from egkd.evaluate.scores import estimate
 from egkd.explain.base import Scored
 
@@ -38,22 +38,17 @@ def _kendall(first_U: np.ndarray, second_U: np.ndarray) -> float:
     return _cosine(*(np.sign(scores_U[:, None] - scores_U).ravel() for scores_U in (first_U, second_U)))
 
 
-def _order(scores_U: np.ndarray) -> np.ndarray:
-    """Units from the highest score down, ties by position."""
-    return np.argsort(-scores_U, kind="stable")
-
-
 def _top(first_U: np.ndarray, second_U: np.ndarray) -> float:
     """Share of the k = ceil(TOP n) highest units that both have in common; by chance k / n."""
     k = math.ceil(TOP * len(first_U))
-    return len(set(_order(first_U)[:k]) & set(_order(second_U)[:k])) / k
+    return len(set(best_first(first_U)[:k]) & set(best_first(second_U)[:k])) / k
 
 
 def _rank_biased_overlap(first_U: np.ndarray, second_U: np.ndarray) -> float:
     """RBO of two full rankings (Webber et al. 2010, eq. 4), its weights (1 - p) p^(d - 1) rescaled to sum to 1 over the depths
     there are, so that equal rankings score 1; nothing is extrapolated beyond the last unit."""
     # A unit is in both tops of depth d from the depth on at which the later of its two places is reached.
-    reached_U = np.maximum(np.argsort(_order(first_U)), np.argsort(_order(second_U)))
+    reached_U = np.maximum(np.argsort(best_first(first_U)), np.argsort(best_first(second_U)))
     depth_U = np.arange(1, len(first_U) + 1)
     overlap_U = np.cumsum(np.bincount(reached_U, minlength=len(first_U))) / depth_U
     weight_U = PERSISTENCE ** (depth_U - 1)

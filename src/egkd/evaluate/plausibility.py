@@ -61,7 +61,10 @@ def plausibility(
         chosen = [_top(one_U, seen_U, share) for one_U, seen_U in zip(ranked, seen, strict=True)]
         by_chance = [_top(one_U, seen_U, share, random) for one_U, seen_U in zip(mixed, seen, strict=True)]
     else:
-        chosen = [np.asarray(one, dtype=bool) for one, _ in _paired(selected, marked, "selected units")]
+        chosen = [
+            np.asarray(one, dtype=bool) & seen_U
+            for (one, _), seen_U in zip(_paired(selected, marked, "selected units"), seen, strict=True)
+        ]
         by_chance = [shuffled(one_U, seen_U, random) for one_U, seen_U in zip(chosen, seen, strict=True)]
     passages = [rationale.unit_runs() for rationale in rationales]
     unseen = [

@@ -41,6 +41,8 @@ def write_results(config: SweepConfig, out: Path, trials: Mapping[str, Sequence[
     write_text(folder / "sweep.md", "\n".join(_page(config, trials, metric)) + "\n")
     grid = grid_of(config, {method: trial.values for method, trial in chosen.items()})
     head = f"# The best of {config.trials} trials of each method in {out.name}, told by rows held out of train.\n"
+    missing = [method for method in trials if method not in chosen]
+    head += f"# Not in it, because no trial of theirs has a score: {', '.join(missing)}.\n" if missing else ""
     write_text(folder / "grid.yaml", head + to_yaml(grid))
 
 
@@ -62,7 +64,7 @@ def grid_of(config: SweepConfig, chosen: Mapping[str, Mapping[str, Any]]) -> dic
     }
     if isinstance(teacher, str | Path):
         grid["teachers"] = {task: str(teacher)}
-    if "plain" not in chosen and chosen:
+    if "plain" not in config.methods and chosen:
         grid["baseline"] = next(iter(chosen))
     return grid
 

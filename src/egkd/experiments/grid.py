@@ -16,6 +16,7 @@ TASKS = ("wnli", "rte", "mrpc", "stsb", "cola", "sst2", "qnli", "qqp", "mnli")
 """GLUE, the smallest first."""
 DEFAULT_METHODS = ("labels", "plain", "gradient", "perturbation", "selection", "all")
 DEFAULT_STUDENTS = ("layers:3",)
+DEFAULTS: dict[str, tuple[str, ...]] = {"tasks": TASKS, "students": DEFAULT_STUDENTS, "methods": DEFAULT_METHODS}
 _SHORT = ("task", "glue_dir", "train_limit", "eval_limit")  # of a task's entry: settings of its data
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -234,9 +235,8 @@ class GridConfig(BaseModel):
     def _limited(self, data: Any) -> Any:
         if self.limit is None or not isinstance(data, Mapping):
             return data
-        return {**data} | {
-            name: min(data.get(name) or self.limit, self.limit) for name in ("train_limit", "eval_limit", "unlabeled_limit")
-        }
+        limits = {name: data.get(name) or self.limit for name in ("train_limit", "eval_limit", "unlabeled_limit")}
+        return {**data} | {name: min(own, self.limit) if isinstance(own, int) else own for name, own in limits.items()}
 
     def to_yaml(self) -> str:
         """The whole of it, as `grid.yaml` holds it."""

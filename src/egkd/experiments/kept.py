@@ -50,26 +50,29 @@ def _placeless(model: str | None) -> str | None:
 
 
 def keep(out: Path) -> None:
-    """Write `CELLS`: a line for each finished cell in `out`. Raises ValueError, in one line, where one is broken."""
+    """Write `CELLS`: a line for each finished cell in `out`, and for those whose folders are gone the lines that were there.
+
+    Raises ValueError, in one line, where one is broken.
+    """
     file = out / CELLS
     known = _read(file) if file.exists() else {}
-    lines = []
+    lines = {name: line for name, line in known.items() if not (out / "cells" / name).exists()}
     for metrics in sorted(out.glob("cells/*/*/*/*/metrics.json")):
         folder = metrics.parent
         if finished(folder):
             name = folder.relative_to(out / "cells").as_posix()
             is_known = name in known and metrics.stat().st_mtime <= file.stat().st_mtime
-            lines.append(known[name] if is_known else _line(name, folder))
+            lines[name] = known[name] if is_known else _line(name, folder)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, "".join(f"{line}\n" for line in lines))
+    write_text(file, "".join(f"{lines[name]}\n" for name in sorted(lines)))
 
 
 def restore(out: Path) -> None:
-    """Make the folder `cells` of `out`, where there is none, from the lines in `CELLS`: whole, or not at all.
+    """Make the folder `cells` of `out`, where no cell was begun, from the lines in `CELLS`: whole, or not at all.
 
     Raises ValueError, in one line, where the file is broken; nothing is then written.
     """
-    if (out / "cells").exists() or not (out / CELLS).exists():
+    if any(out.glob("cells/*/*/*/*/config.yaml")) or not (out / CELLS).exists():
         return
     found = {name: _parsed(line, out / CELLS) for name, line in _read(out / CELLS).items()}
     unfinished = out / ".cells.tmp"
@@ -81,6 +84,7 @@ def restore(out: Path) -> None:
         write_text(folder / "config.yaml", to_yaml(line["config"]))
         write_json(folder / "metrics.json", line["metrics"])
         write_json(folder / ANSWERS, line["answers"])
+    shutil.rmtree(out / "cells", ignore_errors=True)
     unfinished.replace(out / "cells")
 
 
@@ -101,11 +105,9 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no predictions.npz: delete its metrics.json and run it again") from None
+        raise ValueError(f"{folder} has no predictions.npz: delete that folder, and run it again") from None
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(
-            f"{path} is broken ({_short(error)}): delete it and metrics.json beside it, and run it again"
-        ) from None
+        raise ValueError(f"{path} is broken ({_short(error)}): delete its folder, and run it again") from None
 
 
 def _line(name: str, folder: Path) -> str:

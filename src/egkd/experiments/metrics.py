@@ -66,9 +66,6 @@ def _class_moments(labels_N: np.ndarray, predictions_NM: np.ndarray) -> np.ndarr
     return np.concatenate([answered_CNM & labelled_CNM, answered_CNM, labelled_CNM]).astype(np.float32)
 
 
-Counts = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
 def _of_classes(value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """A metric of the sums of `_class_moments`, from one of right answers, answers and labels [C, R, M]."""
 

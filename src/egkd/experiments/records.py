@@ -105,12 +105,14 @@ class Record:
             }
         except KeyError as error:
             problem = f"{self.folder / 'predictions.npz'} is broken (it has no {error})"
-            raise ValueError(f"{problem}: delete it and metrics.json beside it, and run it again") from None
-        return found if self.positive else {split: _turned(each) for split, each in found.items()}
+            raise ValueError(f"{problem}: delete that folder, and run it again") from None
+        return {split: each if self.positive else _turned(each) for split, each in found.items()}
 
 
 def _turned(found: Predictions) -> Predictions:
-    """Of two classes: the other one first."""
+    """Of two classes: the other one first. More have no order that a metric would mind."""
+    if found.student_NC.shape[1] != 2:
+        return found
     return Predictions(labels_N=1 - found.labels_N, teacher_NC=found.teacher_NC[:, ::-1], student_NC=found.student_NC[:, ::-1])
 
 

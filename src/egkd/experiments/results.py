@@ -22,27 +22,27 @@ def records(grid: GridConfig, out: Path) -> list[Record]:
 
 
 class Results:
-    """`results/` of an experiment, made anew whenever it is asked for."""
+    """`results/` of an experiment: the finished cells whenever it is asked for, the tables made anew."""
 
     def __init__(self, grid: GridConfig, out: Path) -> None:
         """`grid` is everything that the experiment in `out` consists of."""
         self._grid, self._out, self._not_before = grid, out, 0.0
 
     def write(self, *, sparing: bool = False) -> str:
-        """Make them from what is there; `sparing`: only if that takes no large share of the time.
+        """Make them from what is there; `sparing`: tables only if that takes no large share of the time.
 
         Returns what went wrong, in a line: hours of work shall not end with a table that cannot be made.
         """
         began = time.monotonic()
-        if sparing and began < self._not_before:
-            return ""
         try:
             found = records(self._grid, self._out)
-            if found:
-                keep(self._out)
+            if not found:
+                return ""
+            keep(self._out)
+            if not (sparing and began < self._not_before):
                 settings = self._grid.model_dump(mode="json")
                 write_results(found, self._out / "results", settings=settings, baseline=self._grid.baseline)
+                self._not_before = time.monotonic() + _SHARE * (time.monotonic() - began)
         except Exception as error:
             return f"results could not be made: {' '.join(str(error).split()) or type(error).__name__}"
-        self._not_before = time.monotonic() + _SHARE * (time.monotonic() - began)
         return ""

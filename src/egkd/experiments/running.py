@@ -81,8 +81,8 @@ def run(
                             tell(problem)
             finally:
                 crew.stop()
-        if problem := results.write():
-            crew.failed["results"] = problem
+                if problem := results.write():
+                    crew.failed["results"] = problem
     return crew.failed
 
 

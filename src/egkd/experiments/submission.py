@@ -21,7 +21,9 @@ from egkd.config_data import spelling
 from egkd.data import Task
 from egkd.data.glue import LAYOUTS
 from egkd.data.glue_server import SERVER_SETS, load_server_set
+from egkd.data.loading import HELD_OUT
 from egkd.experiments.grid import GridConfig
+from egkd.experiments.kept import finished
 from egkd.experiments.records import Record
 from egkd.predict import predict_logits
 from egkd.report.wording import listed
@@ -42,15 +44,20 @@ def chosen_students(records: Sequence[Record], student: str, method: str) -> dic
     for record in records:
         if (record.student, record.method) == (student, method) and record.data in LAYOUTS:
             other = best.get(record.data)
-            if other is None or math.isnan(other.score) or record.score > other.score:
+            if other is None or _worth(record) > _worth(other):
                 best[record.data] = record
     if not best:
         known = ", ".join(sorted({f"{record.student}/{record.method}" for record in records})) or "none"
         raise ValueError(f"no task of GLUE has a finished run of {student}/{method}; finished are: {known}")
     for record in best.values():
-        if not any((record.folder / "student").glob("model*.safetensors")):
-            raise ValueError(f"{record.folder} did not keep its student's weights; run it again with keep_students: true")
+        if not _kept(record.folder):
+            raise ValueError(f"{record.folder} did not keep its student's weights; delete that folder, and run it again")
     return {task: record.folder / "student" for task, record in best.items()}
+
+
+def _worth(record: Record) -> tuple[bool, float]:
+    """Scores on dev count before those on rows held out of train, and numbers before none."""
+    return record.splits != (HELD_OUT,), -math.inf if math.isnan(record.score) else record.score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +82,15 @@ class Entry:
         return cls(student=student, method=method, out=Path(out))
 
 
-def check_submission(grid: GridConfig, out: Path) -> Path | None:
+def _kept(run: Path) -> bool:
+    """Whether a run's student has its weights still."""
+    return any((run / "student").glob("model*.safetensors"))
+
+
+def check_submission(grid: GridConfig, out: Path, entry: Entry) -> Path | None:
     """Refuse, before any cell is run, what would make the submission fail at the end; returns the directory of GLUE's files.
 
-    Raises ValueError, one line, where students are not kept, no task is GLUE's, or a task's test set is not there.
+    Raises ValueError, one line, where students are not or were not kept, no task is GLUE's, or a task's test set is not there.
     """
     if not grid.keep_students:
         raise ValueError("a submission is predicted by the students, and keep_students is false: set it to true")
@@ -87,6 +99,12 @@ def check_submission(grid: GridConfig, out: Path) -> Path | None:
     of_glue = {task: directory for task, directory in tasks.items() if task in LAYOUTS}
     if not of_glue:
         raise ValueError(f"nothing to submit for: no task of the grid is one of {', '.join(LAYOUTS)}")
+    for cell in grid.cells():
+        folder = cell.folder(out)
+        if cell.method == entry.method and cell.student == entry.student and finished(folder) and not _kept(folder):
+            raise ValueError(
+                f"{folder} is finished and did not keep its student's weights; delete that folder, it is run again"
+            )
     for name, test in SERVER_SETS.items():
         directory = of_glue.get(test.task)
         if directory is not None and name != "AX.tsv" and load_server_set(name, directory) is None:

@@ -7,7 +7,7 @@ run up where it stopped.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from egkd.config import RunConfig, near, read_yaml
+from egkd.data import Task
 from egkd.experiments.chosen import Trial, grid_of, write_results
 from egkd.experiments.grid import GridConfig
 from egkd.experiments.space import Range, Space, SweepConfig, ends, spelled
@@ -72,8 +73,7 @@ def sweep(
         finally:
             turn.lock.release()
         tell(f"{turn.method}, trial {turn.number + 1} of {config.trials}: {score:.4f}")
-    with worker.lock:
-        found = worker.trials()
+    found = worker.tell_all()
     left = sum(trial.state == "running" for trials in found.values() for trial in trials)
     if left:
         tell(f"still at work elsewhere: {left} trials; the last worker completes the results")
@@ -96,8 +96,8 @@ class _Worker:
 
     def __init__(self, config: SweepConfig, out: Path) -> None:
         self.optuna = _optuna()
-        self.config, self.out = config, out
-        self.spaces = {method: self._distributions(config.space_of(method)) for method in config.methods}
+        self.out = out
+        self._learn_of(config)
         self.lock = FileLock(out / ".lock")
 
     def claim(self) -> None:
@@ -109,7 +109,8 @@ class _Worker:
         self.out.mkdir(parents=True, exist_ok=True)
         with self.lock:
             if (self.out / SWEEP).exists():
-                there, ours = read_yaml(self.out / SWEEP), self.config.model_dump(mode="json")
+                known = SweepConfig.of(read_yaml(self.out / SWEEP))
+                there, ours = known.model_dump(mode="json"), self.config.model_dump(mode="json")
                 changed = sorted(name for name in {*there, *ours} - {"trials", "methods"} if there.get(name) != ours.get(name))
                 gone = [name for name, own in there["methods"].items() if ours["methods"].get(name) != own]
                 changed += [f"methods.{name}" for name in gone]
@@ -142,7 +143,7 @@ class _Worker:
             return self._taken(method, asked.number, asked.params)
 
     def finish(self, turn: _Turn) -> float:
-        """Keep a trial's score, which is in its run folder, and tell all so far; returns the score."""
+        """Keep a trial's score, which is in its run folder, and write all so far; returns the score."""
         metrics = read_json(turn.folder(self.out) / "metrics.json")
         name = self.config.metric or metrics["task"]["metrics"][0]
         scores = next(iter(metrics["student"]["scores"].values()))
@@ -155,7 +156,7 @@ class _Worker:
                 study.tell(turn.number, score)
             else:  # it counts as tried
                 study.tell(turn.number, state=self.optuna.trial.TrialState.FAIL)
-            write_results(self.config, self.out, self.trials(), name)
+        self.tell_all()
         if not self.config.keep_students:
             for weights in (turn.folder(self.out) / "student").glob("model*.safetensors"):
                 weights.unlink()
@@ -165,10 +166,20 @@ class _Worker:
         """Count a trial as tried that cannot be run."""
         with self.lock:
             self._study(turn.method).tell(turn.number, state=self.optuna.trial.TrialState.FAIL)
+        self.tell_all()
 
-    def trials(self) -> dict[str, list[Trial]]:
-        """All trials of every method."""
-        return {method: self._counted(method, self._study(method)) for method in self.config.methods}
+    def tell_all(self) -> dict[str, list[Trial]]:
+        """Write what came of all trials of every method that any worker has been asked for, and return it."""
+        with self.lock:
+            self._learn_of(SweepConfig.of(read_yaml(self.out / SWEEP)))
+            found = {method: self._counted(method, self._study(method)) for method in self.config.methods}
+            if metric := self.config.metric or _headline(found):
+                write_results(self.config, self.out, found, metric)
+        return found
+
+    def _learn_of(self, config: SweepConfig) -> None:
+        self.config = config
+        self.spaces = {method: self._distributions(config.space_of(method)) for method in config.methods}
 
     def _counted(self, method: str, study: "optuna.Study") -> list[Trial]:
         """Those that were really begun."""
@@ -226,6 +237,12 @@ class _Worker:
         return found
 
 
+def _headline(trials: Mapping[str, Sequence[Trial]]) -> str | None:
+    """The first of the metrics that runs have; None where no run has come to an end."""
+    files = (trial.folder / "metrics.json" for its in trials.values() for trial in its)
+    return next((str(read_json(file)["task"]["metrics"][0]) for file in files if file.exists()), None)
+
+
 def _optuna() -> Any:
     try:
         import optuna
@@ -236,9 +253,10 @@ def _optuna() -> Any:
 
 
 def check_runs(config: SweepConfig, out: Path) -> None:
-    """Refuse settings that no run would take, at both ends of every range. Raises ValueError, one line."""
+    """Refuse settings that no run would take, at both ends of every range. Raises ValueError, one line, also without optuna."""
     from egkd.checks import objectives_of, training_arguments
 
+    _optuna()
     _check_metric(config)
     GridConfig.of(grid_of(config, {method: {} for method in config.methods}))  # the names of methods name folders
     for method in config.methods:
@@ -249,6 +267,27 @@ def check_runs(config: SweepConfig, out: Path) -> None:
                 training_arguments(run.train_arguments, out / "checkpoints", "train")
             except ValueError as error:
                 raise ValueError(f"{method} with {spelled(values) or 'no values'}: {error}") from None
+
+
+def check_sources(config: SweepConfig, out: Path) -> None:
+    """Refuse data, teachers and students that are not there or cannot work together, before a trial is spent on finding out.
+
+    Raises ValueError, one line.
+    """
+    from egkd.checks import check_between, objectives_of
+    from egkd.data.loading import load_data
+    from egkd.students import check_student
+
+    tasks: dict[str, Task] = {}
+    for method in config.methods:
+        run = config.run(method, {}, out)
+        if config.teacher() is not None:
+            run = run.model_copy(update={"teacher": None, "teacher_init": config.base["teacher_init"]})
+        data = run.data.model_dump_json()
+        if data not in tasks:
+            tasks[data] = load_data(run.data).task
+        check_student(run.student, run.teacher or str(run.teacher_init), trust_remote_code=run.trust_remote_code)
+        check_between(run, objectives_of(run), tasks[data])
 
 
 def _check_metric(config: SweepConfig) -> None:

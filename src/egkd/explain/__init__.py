@@ -180,9 +180,9 @@ def encode_rows(
 
 
 def _targets(model: nn.Module, target: Target, n_texts: int) -> list[int] | None:
-    if target == "predicted":
-        return None
     if isinstance(target, str):
+        if target == "predicted":
+            return None
         numbers = getattr(getattr(model, "config", None), "label2id", None) or {}
         if target not in numbers:
             raise ValueError(f"the model has no class '{target}'; {near(target, numbers)}")
@@ -190,6 +190,8 @@ def _targets(model: nn.Module, target: Target, n_texts: int) -> list[int] | None
     try:
         return [operator.index(target)] * n_texts  # type: ignore[arg-type]
     except TypeError:
+        if any(isinstance(each, str) for each in target):  # type: ignore[union-attr]
+            raise ValueError(f"target holds names, {target!r}; give one name for all texts, or a number for each") from None
         return [operator.index(each) for each in target]  # type: ignore[union-attr]
 
 

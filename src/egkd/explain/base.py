@@ -226,6 +226,16 @@ def suitable_budget(model: nn.Module) -> int:
     return TOKEN_BUDGET if parameter is None or parameter.device.type == "cpu" else GPU_TOKEN_BUDGET
 
 
+def masks_by(settings: Mapping[str, Any]) -> str | None:
+    """The setting by which words become mask tokens, of those of an explainer or an objective; None where none does."""
+    for name in ("operator", "baseline"):
+        if settings.get(name) == "mask":
+            return name
+    inner = settings.get("inner")
+    found = masks_by(inner) if isinstance(inner, Mapping) else None
+    return found and f"inner.{found}"
+
+
 def check_targets(model: nn.Module, targets: Sequence[int] | None, n_rows: int) -> None:
     """Raises ValueError unless there is one target per row and the model has every one of those classes."""
     if targets is None:

@@ -147,7 +147,9 @@ class IntegratedGradients(GradientExplainer):
         if self.baseline == "zero":
             return own_BTD.masked_fill(word_BT[..., None], 0.0)
         if self.baseline == "pad":
-            empty = {**batch, "input_ids": batch["input_ids"].masked_fill(word_BT, tokenizer.pad_token_id or 0)}
+            ids_BT = batch["input_ids"].masked_fill(word_BT, tokenizer.pad_token_id or 0)
+            place_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+            empty = {"position_ids": place_BT} | batch | {"input_ids": ids_BT}  # RoBERTa would count no padding
         else:
             keep_BU = torch.zeros(len(own_BTD), request.n_units, dtype=torch.bool, device=own_BTD.device)
             if tokenizer.mask_token_id is None:

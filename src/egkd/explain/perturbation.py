@@ -112,7 +112,7 @@ class Game:
             part_P = torch.tensor(part, device=row_P.device)
             logits_PC = self._logits(row_P[part_P], keep_PU[part_P], lengths[part[0]])
             values_P[part_P] = log_odds(logits_PC.float(), self.target_B[row_P[part_P]])
-        return values_P.double().cpu().numpy()
+        return values_P.cpu().double().numpy()
 
     def _logits(self, row_P: Tensor, keep_PU: Tensor, longest: int) -> Tensor:
         operator = "delete" if self.drops else self.operator

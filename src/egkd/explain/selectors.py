@@ -114,7 +114,7 @@ class Selector(nn.Module):
                 "use the model it was fitted on, or fit another selector"
             )
         here, there = self.value.weight.device, batch["unit_ids"].device  # a loaded selector is on the CPU
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(here.type, enabled=False):  # coarse scores would tie
             own = {name: batch[name].to(here) for name in ("unit_ids", "n_units")}
             return self([h_BTD.to(here) for h_BTD in read.hidden], own).to(there)
 

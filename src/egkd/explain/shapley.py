@@ -72,11 +72,15 @@ class ExactShapley(PerturbationExplainer):
     operator: Operator = "mask"
     """What takes a unit away: "mask" (mask token), "delete", "gather" (so too, positions stay), or "attention" (mask of 0)."""
 
-    def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
-        if n_players > self.max_units:
+    def check_size(self, n_units: int) -> None:
+        """Raises ValueError for a text of too many units."""
+        if n_units > self.max_units:
             raise ValueError(
-                f"a text has {n_players} words, exact-shapley takes at most {self.max_units}; use shapley-sampling for it"
+                f"a text has {n_units} words, exact-shapley takes at most {self.max_units}; use shapley-sampling for it"
             )
+
+    def play(self, n_players: int, full: float, rng: np.random.Generator) -> Play:
+        self.check_size(n_players)
         values = np.empty(2**n_players)
         values[-1] = full
         for start in range(0, len(values) - 1, BLOCK):

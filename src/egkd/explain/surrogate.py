@@ -65,9 +65,10 @@ class Lime(PerturbationExplainer):
 
     min_w sum_z pi(z) (f(z) - w0 - w·z)² + ridge |w|², over the text itself and n_samples - 1 coalitions z that lack a
     uniform number of words, 1 to N, with pi(z) = exp(-d² / (2 kernel_width²)), d = 100 (1 - sqrt(|z| / N)), a hundred
-    times the cosine distance: the lime package's text explainer without feature selection. Numbers of missing words are
-    spread evenly and every order of removal is used from both ends, which makes the error smaller. Standard errors by
-    jackknife; the diagnostic "r2" is the weighted share of variance that the linear model explains.
+    times the cosine distance: the lime package's text explainer with bow=False and without feature selection, for log odds.
+    Numbers of missing words are spread evenly and every order of removal is used from both ends, which makes the error
+    smaller. Standard errors by jackknife; the diagnostic "r2" is the weighted share of variance that the linear model
+    explains.
     """
 
     name: ClassVar[str] = "lime"

@@ -103,7 +103,7 @@ def build_lessons(
         missing = team.told([name for name in wanted if name in missing])
         if missing:
             with frozen(teacher):
-                plain = Teacher(model=teacher, tokenizer=tokenizer)
+                plain = Teacher(model=teacher, tokenizer=tokenizer, token_budget=token_budget)
                 jobs = [_Job(objective=wanted[n], key=keys[n], folder=folders[n], teacher=plain) for n in missing]
                 _Build(jobs, dataset, precision, token_budget or suitable_budget(teacher), progress, tell, team).run()
         with team.stage():

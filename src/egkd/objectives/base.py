@@ -35,6 +35,8 @@ class Teacher:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     prepared: Any = None
+    token_budget: int | None = None
+    """Tokens of one pass at most; None for what suits the device."""
 
 
 @dataclass(frozen=True, kw_only=True)

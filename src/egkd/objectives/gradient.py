@@ -92,7 +92,7 @@ class GradientGuide(Objective):
       only: any attention kernel, checkpointing and compiling work.
     - `projection`: the directional derivative along random +-1 scalings v of the words' embeddings, <v, a> with a the
       signed input x gradient, against the teacher's <v, a_T>: E_v <v, a_S - a_T>² = |a_S - a_T|², without a
-      backward pass for g. 6 F, first order only, always of "input-x-gradient" and in the teacher's units; `distance` has no say.
+      backward pass for g. 6 F, first order only, always of "input-x-gradient", in the teacher's units; without `distance`.
     `schedule` makes each cheaper.
 
     Source: AD-KD (Wu et al. 2023) matches norms of input x gradient of tokens; ours are of words, of the log odds

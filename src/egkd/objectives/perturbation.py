@@ -107,7 +107,7 @@ def _antithetic(random: np.random.Generator, n_units: int, masks: int, chances: 
     return keep
 
 
-def example_seed(seed: int, input_ids: Tensor) -> int:
+def bank_seed(seed: int, input_ids: Tensor) -> int:
     """A seed of the example's own: the same in every batch, order and process."""
     return int.from_bytes(hashlib.sha256(f"{seed}{input_ids.tolist()}".encode()).digest()[:8], "little")
 
@@ -213,7 +213,7 @@ class PerturbationGuide(Objective):
         banks: list[Masks] = []
         seeds: list[int] = []
         for ids_T, units_T, visible_U, keep_KU in zip(batch["input_ids"], batch["unit_ids"], visible_BU, keep_BKU, strict=True):
-            seeds.append(example_seed(self.seed, ids_T[units_T != SPECIAL]))
+            seeds.append(bank_seed(self.seed, ids_T[units_T != SPECIAL]))
             banks.append(self._bank(seeds[-1], int(visible_U.sum())))
             keep_KU[:, visible_U] = torch.from_numpy(banks[-1])
         key_B2 = torch.tensor([[seed % _KEY, seed // _KEY % _KEY] for seed in seeds], device=device)

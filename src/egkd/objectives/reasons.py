@@ -4,17 +4,19 @@ Shapes: B batch, U units, K views: one per explained class.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from datasets import Dataset
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from egkd.explain import EXPLAINERS, explainer_from_name
+from egkd.explain import EXPLAINERS, ExactShapley, explainer_from_name
 from egkd.explain.amortised import REASONS, WordHead
 from egkd.explain.base import Request, example_seed, suitable_budget
 from egkd.models import Need, Seen, frozen, observe
-from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
+from egkd.objectives.base import Lesson, Moment, Objective, Progress, Taught, Teacher, cut
 from egkd.objectives.gradient import Distance, scores_distance
 from egkd.text import Batch, visible_units, width
 
@@ -76,6 +78,12 @@ class Reasons(Objective):
             )
         return explainer.settings()
 
+    def prepare(self, teacher: Teacher, dataset: Dataset, folder: Path, progress: Progress | None = None) -> None:
+        """Nothing. Raises ValueError for a text that the explainer would refuse after hours."""
+        explainer = explainer_from_name(self.explainer, self.options)
+        if isinstance(explainer, ExactShapley):
+            explainer.check_size(max(dataset["n_units"], default=0))
+
     def teach(self, teacher: Teacher, batch: Batch, seen: Seen) -> Taught:
         """The scores [K, U], of length 1 so that float16 holds them, the length they had, and the class they are for."""
         explainer = explainer_from_name(self.explainer, self.options)
@@ -90,7 +98,7 @@ class Reasons(Objective):
             tokenizer=teacher.tokenizer,
             batch=batch,
             seeds=seeds,
-            token_budget=suitable_budget(teacher.model),
+            token_budget=teacher.token_budget or suitable_budget(teacher.model),
         )
         scored = [explainer.score(replace(request, target_B=each_B)) for each_B in targets]
         scores_BKU = torch.stack([one.scores_BU for one in scored], dim=1)
@@ -128,7 +136,8 @@ class Reasons(Objective):
 def hidden_width(student: nn.Module) -> int:
     """Of its last hidden states, which no two kinds of settings call alike."""
     ids_BT = torch.zeros(1, 8, dtype=torch.long, device=next(student.parameters()).device)
+    batch = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "token_type_ids": ids_BT}
     with frozen(student), torch.no_grad():
-        seen = observe(student, {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}, keep=("hidden_states",))
+        seen = observe(student, batch, keep=("hidden_states",))
     assert seen.hidden_states is not None
     return seen.hidden_states[-1].shape[-1]

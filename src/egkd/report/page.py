@@ -11,6 +11,7 @@ from egkd.report.comparison import columns, comparison, explainer_names, run_nam
 from egkd.report.run import Run, read_run
 from egkd.report.verdict import differences, verdict
 from egkd.report.words import gallery
+from egkd.runs import write_text
 
 __all__ = ["Run", "read_run", "write_report"]
 
@@ -28,7 +29,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> P
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
+        write_text(out, page)
     except OSError as error:
         raise ValueError(f"the report cannot be written to {out} ({error}); choose another place") from error
     return out
@@ -63,7 +64,6 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
         changed=_changed(runs),
         regression=any(run.metrics.task.kind == "regression" for run in runs),
         box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
-        number=wording.number,
     )
 
 
