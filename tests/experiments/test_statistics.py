@@ -18,7 +18,6 @@ from egkd.experiments.statistics import (
     Difference,
     TaskSample,
     average,
-    flipped_signs,
     holm,
     is_above,
     verdict,
@@ -247,11 +246,25 @@ def test_the_average_is_of_tasks_not_of_runs() -> None:
     assert found.draws_R.std() == pytest.approx(independent, rel=0.1)
 
 
-def test_signs_by_hand() -> None:
-    assert flipped_signs([0.1] * 6) == pytest.approx(2 / 2**6)  # all up or all down
-    assert flipped_signs([3, 1, -1]) == pytest.approx(6 / 8)  # sums ±5, ±3, ±3, ±1: six are as far as 3
-    assert flipped_signs([0.2]) == 1
-    assert flipped_signs(list(np.random.default_rng(0).normal(1, 0.2, size=30))) < 0.001  # too many to try all
+def test_over_two_tasks_p_is_welchs() -> None:
+    """Their mean is 0 where one's is the other's opposite; all variance is between seeds, as unlike as they may be."""
+    gains = (0, 1, 1, 0, 1), (1, 0, 0)
+    tasks = [TaskSample(f"task {len(each)}", ["accuracy"], by_seed(each)) for each in gains]
+    expected = scipy.stats.ttest_ind(gains[0], [-gain for gain in gains[1]], equal_var=False)
+    assert average(tasks, "guided", "plain").p == pytest.approx(expected.pvalue)
+
+
+def test_over_tasks_examples_count_too() -> None:
+    """With one seed each, p is that of the mean of two means over examples."""
+    tasks, gains = [], []
+    for name, key in (("one", 0), ("other", 5)):
+        made = runs({"plain": 0, "guided": 0.05}, examples=300, seeds=1, key=key)
+        tasks.append(TaskSample(name, ["accuracy"], made, resamples=20_000))
+        right = {run: (one["dev"].predictions_N == one["dev"].labels_N).astype(float) for run, one in made.items()}
+        gains.append(right["guided", 0] - right["plain", 0])
+    expected = scipy.stats.ttest_ind(gains[0], -gains[1], equal_var=False)
+    assert average(tasks, "guided", "plain").p == pytest.approx(expected.pvalue, abs=0.01)
+    assert 0.001 < expected.pvalue < 0.9
 
 
 def test_holm_by_hand() -> None:

@@ -28,7 +28,7 @@ ABOUT = {
     "over examples alone where there is one seed",
     "test": "Student's t of the difference over its standard error, of seeds and of a paired bootstrap over examples, with "
     "Satterthwaite's degrees of freedom; two-sided",
-    "average_test": "paired permutation test: whole runs change sides (signs of their differences), over all tasks; two-sided",
+    "average_test": "the same, of all tasks' variances",
     "correction": "Holm, over the methods compared with the baseline on the same task, or on average",
     "better": "interval above 0, at least three seeds on every task, corrected p below 0.05",
     "worse": "interval below 0, without correction",
