@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
 import torch
 from datasets import Dataset
@@ -26,6 +27,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainingArguments,
 )
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long one takes says something about the machine alone
+hypothesis.settings.load_profile("untimed")
 
 GOOD = ("great", "lovely", "funny", "wonderful", "touching", "brilliant")
 BAD = ("awful", "boring", "dull", "terrible", "clumsy", "painful")

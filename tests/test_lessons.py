@@ -38,13 +38,15 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def build(
     tmp_path: Path, tiny_bert: Callable[..., Any], tokenizer: Any, tiny_data: Dataset, small_shards: None
 ) -> Callable[..., dict[str, Lessons]]:
-    def build(teacher: Any = None, rows: int = 20, objectives: list[Objective] | None = None, **settings: Any) -> Any:
-        encoded = encode_dataset(tiny_data.select(range(rows)), tokenizer)
+    def build(
+        teacher: Any = None, rows: int = 20, objectives: list[Objective] | None = None, data: Any = None, **settings: Any
+    ) -> Any:
+        cutter = settings.pop("tokenizer", tokenizer)
         return build_lessons(
             objectives or OBJECTIVES,
             teacher or tiny_bert(),
-            tokenizer,
-            encoded,
+            cutter,
+            encode_dataset(data or tiny_data.select(range(rows)), cutter),
             tmp_path / "lessons",
             **({"max_length": 128, "token_budget": 40} | settings),
         )
@@ -167,10 +169,16 @@ def test_numbers_beyond_float16_are_refused(build: Any, tiny_bert: Any) -> None:
     assert "\n" not in str(failed.value)
 
 
-def test_lessons_are_built_once_and_only_when_something_changed(build: Any, tiny_bert: Any, monkeypatch: Any) -> None:
+def test_lessons_are_built_once_and_only_when_something_changed(
+    build: Any, tiny_bert: Any, tokenizer: Any, tiny_data: Dataset, monkeypatch: Any
+) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("built again")
 
+    few, left = tiny_data.select(range(20)), copy.deepcopy(tokenizer)
+    left.truncation_side = "left"
+    paired = few.add_column("text_pair", list(few["text"])[::-1])
+    build(data=paired)
     first = build()
     monkeypatch.setattr(module, "write_shard", never)
     again = build(
@@ -183,6 +191,10 @@ def test_lessons_are_built_once_and_only_when_something_changed(build: Any, tiny
     )
     assert {name: one.folder for name, one in again.items()} == {name: one.folder for name, one in first.items()}
     for change in (
+        {"data": few.select(range(19, -1, -1))},  # lessons are found by row
+        {"data": Dataset.from_dict({"text": ["another", *few["text"][1:]], "label": few["label"]})},
+        {"data": paired.rename_columns({"text": "text_pair", "text_pair": "text"})},
+        {"tokenizer": left},
         {"teacher": tiny_bert(seed=5)},
         {"rows": 19},
         {"max_length": 16},

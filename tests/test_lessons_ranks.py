@@ -69,7 +69,11 @@ def work(shop: Path, *places: tuple[Path, int, int]) -> list[dict[str, Any]]:
     """Processes side by side, each with its root, rank and number; what they did."""
     commands = [[sys.executable, "-c", WORKER, str(shop), str(root), str(rank), str(count)] for root, rank, count in places]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
-    said = [process.communicate(timeout=240) for process in started]
+    try:
+        said = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0] * len(started), said
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 

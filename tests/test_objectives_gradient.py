@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from egkd.lessons import stack
 from egkd.models import frozen, log_odds, observe
 from egkd.objectives import GradientGuide, Moment, Teacher
+from egkd.objectives.draws import normals
 from egkd.objectives.gradient import gradient_of, scores_at, scores_distance
 from egkd.predict import encode_dataset
 from egkd.step import learn
@@ -172,6 +173,31 @@ def test_a_mixture_of_classes_mixes_the_lesson_too(setting: Setting) -> None:
         lesson = {name: stack([np.asarray(value) for value in values]) for name, values in taught.items()}
         losses = [guide.learn(seen, [], batch, lesson, replace(moment, step=step)) for step in range(3)]
     torch.testing.assert_close(torch.stack(losses), torch.zeros(3, 6), atol=1e-5, rtol=0)
+
+
+def test_a_mixture_is_another_one_at_every_step(setting: Setting) -> None:
+    guide = GradientGuide(classes="mixture", attribution="input-x-gradient")
+    student, batch, lesson, moment = setting(guide, classes=3)
+    seen = observe(student, batch, keep=guide.needs, differentiable=True)
+    losses = [guide.learn(seen, [], batch, lesson, replace(moment, **at)) for at in ({}, {"step": 1}, {"seed": 1})]
+    assert all((losses[0] - other).abs().max() > 1e-3 for other in losses[1:])
+    drawn = normals(torch.arange(20_000), 3, 0, 0)
+    torch.testing.assert_close(drawn.mean(0), torch.zeros(3), atol=0.03, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), torch.eye(3), atol=0.06, rtol=0)
+
+
+def test_words_that_the_teacher_did_not_see_say_nothing(setting: Setting) -> None:
+    """Nor those that the student did not see: what is compared are the words that both saw."""
+    guide = GradientGuide()
+    student, batch, lesson, moment = setting(guide)
+    hidden = {**lesson, "visible": lesson["visible"].clone()}
+    hidden["visible"][:, 2] = False
+    other = {**hidden, "scores": hidden["scores"].clone()}
+    other["scores"][:, :, 2] = 9.0
+    seen = observe(student, batch, keep=guide.needs, differentiable=True)
+    whole, less, same = (guide.learn(seen, [], batch, each, moment) for each in (lesson, hidden, other))
+    torch.testing.assert_close(less, same)
+    assert (whole - less).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("wrong", [{"strategy": "projection"}, {"classes": "mixture"}])

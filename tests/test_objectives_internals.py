@@ -38,7 +38,6 @@ from egkd.objectives import (
     Objective,
     PatientStates,
     Relations,
-    SoftLabels,
     Teacher,
 )
 from egkd.objectives.internals import layer_map
@@ -457,7 +456,6 @@ def test_attention_and_checkpointing_are_refused_together(tmp_path: Path) -> Non
 
 def test_all_are_known_by_name() -> None:
     assert {objective.name: type(objective) for objective in INTERNALS}.items() <= OBJECTIVES.items()
-    assert isinstance(SoftLabels(), Objective)
 
 
 @pytest.mark.parametrize("config", [DistilBertConfig, BertConfig])

@@ -353,6 +353,18 @@ def test_the_loss_does_not_depend_on_padding_or_neighbours(tiny_bert: Any, token
             )
 
 
+def test_a_divergence_of_predictions_by_hand() -> None:
+    """T² KL of the predictions softened by T."""
+    guide = PerturbationGuide(masks=1, masks_per_step=1, distance="kl", temperature=2.0)
+    batch = {"input_ids": torch.zeros(1, 3), "idx": torch.tensor([0])}
+    lesson = {"keep": torch.tensor([[[True, False]]]), "outputs": torch.tensor([[[0.0, 3.0]]]), "scale": torch.tensor([2.0])}
+    own, theirs = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0])
+    p, q = (theirs / 2).softmax(0), (own / 2).softmax(0)
+    expected = 4 * (p * (p.log() - q.log())).sum().item()
+    found = guide.learn(Seen(logits_BC=torch.zeros(1, 2)), [Seen(logits_BC=own[None])], batch, lesson, at(0))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
@@ -388,5 +400,12 @@ def test_the_teacher_s_scale_is_that_of_all_texts_in_whatever_order(tiny_bert: A
         teacher = Teacher(model=model, tokenizer=tokenizer)
         sorted_, mixed = (teacher_scale(teacher, each) for each in (dataset, dataset.shuffle(seed=0)))
         one = teacher_scale(teacher, dataset.select(range(300)))
+        logits_BC = observe(model, collate([dataset[0], dataset[-1]], tokenizer.pad_token_id)).logits_BC
+        apart = float((logits_BC[:, 1] - logits_BC[:, 0]).diff().abs())
+        model.classifier.weight.mul_(3), model.classifier.bias.mul_(3)
+        threefold = teacher_scale(teacher, dataset)
     assert sorted_ == pytest.approx(mixed, rel=0.05)
+    assert sorted_ == pytest.approx(apart / 2, rel=1e-2)  # half are one text, half the other
+    assert sorted_ < 0.5
+    assert threefold == pytest.approx(3 * sorted_, rel=1e-3)
     assert one == 1.0  # equal texts have no spread

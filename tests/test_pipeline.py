@@ -235,7 +235,7 @@ def test_rows_held_out_come_with_a_word_about_a_teacher_that_may_know_them(egkd:
 
 
 def test_a_folder_is_worked_in_by_one_process_at_a_time(egkd: Any, shop: Path, quick: list[str]) -> None:
-    out = shop / "held"
+    out = shop / "locked"
     out.mkdir()
     asked = ["--teacher", shop / "teacher", "--student", "layers:1", "--train", shop / "train.csv", "--eval", shop / "dev.csv"]
     with FileLock(out / ".lock"):
@@ -243,6 +243,35 @@ def test_a_folder_is_worked_in_by_one_process_at_a_time(egkd: Any, shop: Path, q
     assert (answer.code, "is being made by another process; wait for it" in " ".join(answer.err.split())) == (2, True), (
         answer.err
     )
+
+
+def test_what_is_asked_for_reaches_the_training(
+    egkd: Any, shop: Path, quick: list[str], save: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def trainer(model: Any, arguments: Any, **settings: Any) -> None:
+        seen.update(settings, model=model)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("egkd.pipeline.DistillationTrainer", trainer)
+    other = save(shop / "other", seed=7)
+    models = ["--teacher", shop / "teacher", "--teacher", other, "--teacher-weights", "3,1", "--student", "layers:1"]
+    data = ["--train", shop / "train.csv", "--eval", shop / "dev.csv"]
+    asked = ["--set", "student_dropout=0.35", "--set", "lessons_precision=bfloat16", "--out", shop / "asked"]
+    assert "seen" in egkd("distill", *models, *data, *quick, *asked).err
+    assert tuple(seen["teacher_weights"]) == (3.0, 1.0)
+    assert seen["lessons_precision"] == "bfloat16"
+    assert {module.p for module in seen["model"].modules() if isinstance(module, torch.nn.Dropout)} == {0.35}
+    assert seen["max_length"] == 32
+
+
+def test_runs_of_several_seeds_are_explained_on_the_same_examples(distil: Any) -> None:
+    shown = [
+        {row["text"] for row in read(distil(f"seed-{seed}", "--seed", seed, "--set", "evaluate.shown=6") / "examples.json")}
+        for seed in (0, 1)
+    ]
+    assert shown[0] == shown[1]
 
 
 def test_what_a_full_disk_left_behind_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +493,6 @@ def test_a_teacher_is_made_first_where_there_is_none(
     data = ["--train", shop / "train.csv", "--eval", shop / "dev.csv", "--teacher-init", shop / "teacher"]
     flags = [*data, "--student", shop / "small", "--guide", "perturbation", *quick, "--out", tmp_path / "run"]
     with monkeypatch.context() as patch:
-        patch.setattr("egkd.pipeline.build_lessons", _interrupt, raising=False)
         patch.setattr("egkd.pipeline._learned", _interrupt)
         assert egkd("distill", *flags).code == 130
     teacher = contents(tmp_path / "run" / "teacher")

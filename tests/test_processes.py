@@ -41,7 +41,11 @@ def side_by_side(*command: Any, count: int = 2, **environment: str) -> list[subp
         whole = os.environ | {"OMP_NUM_THREADS": "1"} | own | environment
         words = [sys.executable, *map(str, command)]
         started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=whole))
-    said = [process.communicate(timeout=240) for process in started]
+    try:
+        said = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started:  # whose others are gone waits for a month
+            process.kill()
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *both)
         for process, both in zip(started, said, strict=True)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import BartConfig, BartForSequenceClassification, TrainingArguments
 
 from egkd.compatible import check_compatible, use_one_gpu
+from egkd.models import frozen, observe
 from egkd.objectives import (
     AttributionDistillation,
     GradientDistillation,
@@ -23,8 +24,10 @@ from egkd.objectives import (
     Reasons,
     SelectionGuide,
     SoftLabels,
+    Teacher,
 )
 from egkd.objectives.schedule import Schedule
+from egkd.text import collate
 from egkd.train import DistillationTrainer
 
 SOME = Schedule(share=0.6)
@@ -83,14 +86,41 @@ def test_a_compiled_student_learns_the_same(run: Any, guide: Objective) -> None:
     torch.testing.assert_close(weights(plain), weights(compiled), atol=1e-5, rtol=1e-3)
 
 
-def test_every_term_is_logged_and_they_sum_to_the_loss(run: Any) -> None:
-    trainer = run([Labels(), SoftLabels(), *GUIDES[:3]])
+@pytest.mark.parametrize(("steps", "accumulated"), [(1, 1), (2, 2)])
+def test_every_term_is_logged_and_they_sum_to_the_loss(run: Any, steps: int, accumulated: int) -> None:
+    """Means over the steps since the last line, and over the batches of each."""
+    settings = {
+        "logging_steps": steps,
+        "gradient_accumulation_steps": accumulated,
+        "per_device_train_batch_size": 8 // accumulated,
+    }
+    trainer = run([Labels(), SoftLabels(), *GUIDES[:3]], **settings)
     lines = [line for line in trainer.state.log_history if "loss" in line]
     names = {f"loss/{name}" for name in ("labels", "soft-labels", "gradient", "perturbation", "selection")}
-    assert len(lines) == 4
+    assert len(lines) == 4 // steps
     for line in lines:
         assert names == {name for name in line if name.startswith("loss/")}
         assert sum(line[name] for name in names) == pytest.approx(line["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_a_batch_has_the_lessons_of_its_own_rows(run: Any, tiny_bert: Any, order: str) -> None:
+    """What comes beside the texts, in whatever order, is what the teacher says of these very texts."""
+    trainer = run([Labels(), SoftLabels(), GradientGuide()], trained=False, train_sampling_strategy=order)
+    teacher, guide = tiny_bert(layers=4, seed=0), GradientGuide()
+    numbers: list[int] = []
+    for batch in trainer.get_train_dataloader():
+        numbers += batch["idx"].tolist()
+        with frozen(teacher):
+            seen = observe(teacher, batch, keep=("embeddings",))
+            taught = guide.teach(Teacher(model=teacher, tokenizer=trainer.processing_class), batch, seen)
+        logits_BC = batch["lessons"]["soft-labels"]["logits"]
+        torch.testing.assert_close(logits_BC, seen.logits_BC, atol=2e-3, rtol=2e-3)
+        assert (logits_BC - logits_BC.flip(0)).abs().max() > 0.1  # else it would not matter whose they are
+        for kept_CU, live_CU in zip(batch["lessons"]["gradient"]["scores"], taught["scores"], strict=True):
+            torch.testing.assert_close(kept_CU[:, : live_CU.shape[1]], torch.as_tensor(live_CU), atol=2e-3, rtol=2e-3)
+    assert sorted(numbers) == list(range(16))
+    assert numbers != sorted(numbers)
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: f"{guide.name}-{guide.schedule.share}")
@@ -323,6 +353,9 @@ def test_other_texts_are_evaluated_and_predicted_later(pair: Any, tiny_data: Dat
     assert trainer.optimizer.optimizer is optimizer
     torch.testing.assert_close(weights(trainer), before)
     loss = trainer.evaluate()["eval_loss"]
+    batch = collate(list(trainer.eval_dataset), trainer.processing_class.pad_token_id)
+    expected = torch.nn.functional.cross_entropy(observe(student, batch).logits_BC, batch["labels"])
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
     assert trainer.evaluate(later)["eval_loss"] == pytest.approx(loss)
     assert trainer.evaluate({"other": later})["eval_other_loss"] == pytest.approx(loss)
     found = [trainer.predict(rows).predictions for rows in (later, later.remove_columns("label"))]

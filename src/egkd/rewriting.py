@@ -87,8 +87,7 @@ def rewrite(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
-    lock = out.with_name(f".{out.name}.lock")
-    with held(lock, out):
+    with held(out.with_name(f".{out.name}.lock"), out):
         done = _begun(part, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest())
         if done:
             tell(f"{len(done):,} of {len(rows):,} rows are rewritten already")
@@ -104,7 +103,6 @@ def rewrite(
         copies = [dict(zip(names, copy, strict=True)) for own in done for copy in own]
         write_text(out, "".join(json.dumps(copy, ensure_ascii=False) + "\n" for copy in copies))
         part.unlink()
-        lock.unlink()
         return len(copies)
 
 

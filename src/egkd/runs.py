@@ -47,6 +47,7 @@ def held(lock: Path, what: Path) -> Iterator[None]:
     try:
         with FileLock(lock, timeout=0):
             yield
+            lock.unlink()
     except Timeout:
         raise ValueError(f"{what} is being made by another process; wait for it, or name another --out") from None
 

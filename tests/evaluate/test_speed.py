@@ -54,7 +54,7 @@ def test_what_has_no_weights_has_no_size(source: str, tmp_path: Path) -> None:
 
 
 def test_latency_tells_its_conditions_and_leaves_the_models_alone(
-    tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerBase
+    tiny_bert: TinyBert, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, large = tiny_bert(layers=1), tiny_bert(layers=2)
     small.train()
@@ -65,6 +65,11 @@ def test_latency_tells_its_conditions_and_leaves_the_models_alone(
     assert [module.training for module in small.modules()] == modes
     assert all(parameter.requires_grad for parameter in small.parameters())
     assert set(found) == {"small", "large"}
+    taken = iter([9.0, 9.0, 0.2, 0.6, 0.1, 0.9, 0.4, 0.3] * 2)  # by turns; the first round warms up
+    monkeypatch.setattr("egkd.evaluate.speed._timed", lambda *_: next(taken))
+    scripted = latency(models, ["the film is great", "dull"], batch_sizes=(1, 4), repeats=3)
+    assert [scripted[name]["4"]["ms_per_example"] for name in models] == pytest.approx([1000 * 0.2 / 4, 1000 * 0.6 / 4])
+    assert [scripted[name]["1"]["ms_per_example"] for name in models] == pytest.approx([1000 * 0.2 / 2, 1000 * 0.6 / 2])
     for entry in found.values():
         assert set(entry) == {"1", "4", "conditions"}
         assert entry["1"]["ms_per_example"] > 0

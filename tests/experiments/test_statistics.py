@@ -185,6 +185,7 @@ def test_intervals_cover_the_truth() -> None:
             given_runs = runs({"plain": 0, "guided": 0}, examples=150, spread=spread, key=key)
             found = TaskSample("task", ["accuracy"], given_runs, resamples=300).difference("guided", "plain")
             inside += found.low <= 0 <= found.high
+            assert found.high - found.low < 0.4
         assert inside / 120 > 0.92
 
 
@@ -241,9 +242,21 @@ def test_the_average_is_of_tasks_not_of_runs() -> None:
     found = average([small, large], "guided", "plain")
     assert found.mean == pytest.approx((each[0].mean + each[1].mean) / 2)
     assert found.draws_R == pytest.approx((each[0].draws_R + each[1].draws_R) / 2)
-    assert found.runs == 7
+    assert (found.runs, found.seeds) == (7, 2)
     independent = math.sqrt(each[0].draws_R.var() + each[1].draws_R.var()) / 2
     assert found.draws_R.std() == pytest.approx(independent, rel=0.1)
+
+
+def test_seeds_and_examples_both_count() -> None:
+    """Satterthwaite's formula, written out: the variance between seeds, and of the mean gain over examples."""
+    made = runs({"plain": 0, "guided": 0.1}, examples=120, seeds=4, spread=0.15)
+    found = TaskSample("task", ["accuracy"], made, resamples=20_000).difference("guided", "plain")
+    right = {run: (one["dev"].predictions_N == one["dev"].labels_N).astype(float) for run, one in made.items()}
+    gains_SN = np.stack([right["guided", seed] - right["plain", seed] for seed in range(4)])
+    parts = np.array([gains_SN.mean(1).var(ddof=1) / 4, gains_SN.mean(0).var(ddof=1) / 120])
+    assert (parts / parts.sum()).min() > 0.15
+    freedom = parts.sum() ** 2 / (parts**2 / [3, 119]).sum()
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(abs(gains_SN.mean()) / parts.sum() ** 0.5, freedom), rel=0.05)
 
 
 def test_over_two_tasks_p_is_welchs() -> None:
@@ -295,4 +308,5 @@ def test_holm_keeps_order_and_never_lowers(p_values: np.ndarray) -> None:
 def test_what_is_said_of_a_difference(low: float, high: float, p: float, seeds: int, expected: str) -> None:
     found = Difference(mean=0, low=low, high=high, p=p, runs=3, seeds=seeds, draws_R=np.zeros(1))
     assert verdict(found, p) == expected
+    assert verdict(found, 0.06) == (expected if expected != "better" else "")  # corrected, it says no
     assert is_above(found) == (low > 0 and p < 0.05 and seeds > 2)

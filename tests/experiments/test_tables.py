@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from egkd.experiments.records import Record
+from egkd.experiments.statistics import holm
 from egkd.experiments.tables import remake, write_results
 from egkd.runs import write_arrays
 
@@ -71,7 +72,9 @@ def test_differences_are_to_the_baseline_and_averages_over_tasks(found: dict[str
         gains.append(methods["guided"]["tasks"][task]["mean"] - methods["plain"]["tasks"][task]["mean"])
         assert difference["mean"] == pytest.approx(gains[-1])
         assert difference["low"] < difference["mean"] < difference["high"]
-        assert difference["p"] <= difference["p_holm"]
+        cells = [method["tasks"][task]["difference"] for name, method in methods.items() if name != "plain"]
+        corrected = holm([each["p"] for each in cells])
+        assert [each["p_holm"] for each in cells] == pytest.approx(corrected)
     average = methods["guided"]["average"]
     assert average["difference"]["mean"] == pytest.approx(statistics.mean(gains))
     assert average["difference"]["runs"] == 9
@@ -151,6 +154,21 @@ def test_cost_and_explanations_stand_beside(tmp_path: Path, made_up: MadeUp) -> 
     row = table(tmp_path)["slow"]
     assert (row["occlusion"], row["input × gradient"], row["cost"]) == ("0.40", "–", "2.50 ×")
     assert table(tmp_path)["plain"]["cost"] == "1.00 ×"
+
+
+def test_prices_are_ratios(tmp_path: Path, made_up: MadeUp) -> None:
+    """The median over seeds, and over tasks a mean of ratios: twice and eight times are four times."""
+    records = []
+    for task, times in (("sst2", 2), ("mrpc", 8)):
+        for seed, seconds in enumerate((10.0, 20.0, 60.0)):
+            odd = times if seed else 3 * times  # one seed beside other work
+            for method, price in (("plain", 1), ("slow", odd)):
+                folder = tmp_path / "cells" / task / method / str(seed)
+                made = made_up(folder, {method: 0.1}, tasks=(task,), seeds=seed + 1, seconds=seconds * price)
+                records.append(next(record for record in made if record.seed == seed))
+    methods = results(records, tmp_path)["students"]["small"]
+    assert [methods["slow"]["tasks"][task]["cost"] for task in ("sst2", "mrpc")] == pytest.approx([2, 8])
+    assert methods["slow"]["average"]["cost"] == pytest.approx(4)
 
 
 def test_sets_from_elsewhere_have_columns_but_no_part_in_averages(tmp_path: Path, made_up: MadeUp) -> None:

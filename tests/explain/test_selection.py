@@ -1,6 +1,7 @@
 """Selectors and sufficient subsets, on models where the word that decides is known."""
 
 import json
+import math
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from egkd.explain import explain, explainer_from_name, fit_selector, score_dataset
-from egkd.explain.fitting import draw_top_k
+from egkd.explain.fitting import RELAXATIONS, _expected_share, draw_top_k
 from egkd.explain.masking import divergence, embed, soft_mask
 from egkd.explain.selection import L2X, AmortisedExplainer, DiffMask, HardConcrete
 from egkd.explain.selectors import Kind, Selector, SelectorSettings, kept_count, read_hidden, top_share
@@ -146,6 +147,34 @@ def test_a_relaxed_choice_hardens_to_the_best_of_each_draw() -> None:
     keep_BU = draw_top_k(logits_BU, visible_BU, 0.5, 0.01, uniform_BKU)
     torch.testing.assert_close(keep_BU, torch.tensor([[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]))
     assert kept_count(visible_BU, 0.5).tolist() == [2, 1]
+
+
+def test_what_holds_a_selection_small_by_hand() -> None:
+    """L2X has its number of draws, hard concrete a price for missing its share, DiffMask one for what is lost."""
+    divergence_B, visible_BU = torch.tensor([0.2, 0.4]), torch.ones(2, 4, dtype=torch.bool)
+    logits_BU = torch.tensor([[3.0, -3.0, 0.5, 0.0], [2.0, 1.0, -1.0, -2.0]])
+    settings = {kind: SelectorSettings(kind=kind, rate=0.25, tolerance=0.1, temperature=0.5) for kind in KINDS}
+    games = {kind: RELAXATIONS[kind](settings[kind]) for kind in KINDS}
+    share = torch.sigmoid(logits_BU - 0.5 * math.log(0.1 / 1.1)).mean()  # stretched to -0.1 and 1.1 (Louizos et al. 2018)
+    lost, excess = divergence_B.mean(), share - 0.25
+    assert games["l2x"].loss(divergence_B, logits_BU, visible_BU) == pytest.approx(lost.item())
+    prices = [games[kind].price for kind in ("hard-concrete", "diffmask")]  # type: ignore[attr-defined]
+    first = games["hard-concrete"].loss(divergence_B, logits_BU, visible_BU)
+    assert first == pytest.approx((lost + (prices[0] + excess) * excess + 10 * excess**2).item(), rel=1e-4)
+    missed = lost - 0.1
+    other = games["diffmask"].loss(divergence_B, logits_BU, visible_BU)
+    assert other == pytest.approx((share + max(0.1, prices[1] + 0.3 * missed) * missed).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_a_hard_concrete_selector_keeps_its_share_on_average(tokenizer: Any, planted: Dataset, rate: float) -> None:
+    model, train = OneWordDecides(tokenizer), planted.select(range(96))
+    settings = SelectorSettings(kind="hard-concrete", rate=rate, epochs=12, learning_rate=5e-3)
+    selector = fit_selector(settings, model, tokenizer, train, seed=0)
+    batch = collate(list(train), tokenizer.pad_token_id)
+    logits_BU = selector.unit_logits(model, batch)
+    share = _expected_share(logits_BU, visible_units(batch["unit_ids"], width(batch)), settings.heat())
+    assert float(share) == pytest.approx(rate, abs=0.12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
