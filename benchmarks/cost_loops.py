@@ -22,8 +22,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from egkd.checks import objectives_of, training_arguments
+from egkd.dropout import set_dropout
 from egkd.lessons import fingerprint_tokenizer
-from egkd.models import double_backward, embedding_layer, set_dropout
+from egkd.models import double_backward, embedding_layer
 from egkd.predict import encode_dataset
 from egkd.students import build_student, load_classifier, load_tokenizer
 from egkd.train import DistillationTrainer

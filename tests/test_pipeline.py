@@ -240,7 +240,7 @@ def test_a_folder_is_worked_in_by_one_process_at_a_time(egkd: Any, shop: Path, q
     asked = ["--teacher", shop / "teacher", "--student", "layers:1", "--train", shop / "train.csv", "--eval", shop / "dev.csv"]
     with FileLock(out / ".lock"):
         answer = egkd("distill", *asked, *quick, "--out", out)
-    assert (answer.code, "is being made by another process; wait for it" in " ".join(answer.err.split())) == (2, True), (
+    assert (answer.code, "is being worked on by another process; wait for it" in " ".join(answer.err.split())) == (2, True), (
         answer.err
     )
 

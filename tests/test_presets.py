@@ -13,8 +13,9 @@ from transformers import BertForSequenceClassification, LlamaConfig, LlamaForSeq
 
 from egkd.checks import objectives_of
 from egkd.config import Guide, RunConfig, resolve
+from egkd.dropout import set_dropout
 from egkd.experiments.grid import Choice, GridConfig
-from egkd.models import embedding_layer, observe, set_dropout
+from egkd.models import embedding_layer, observe
 from egkd.objectives import AttributionDistillation, GradientDistillation, Labels, PerturbationGuide, SoftLabels
 from egkd.objectives.schedule import Schedule
 from egkd.presets import PRESETS

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from egkd.models import Seen, observe, set_dropout
+from egkd.dropout import set_dropout
+from egkd.models import Seen, observe
 from egkd.objectives import Labels, Moment, Objective, Taught, Teacher
 from egkd.objectives.base import Lesson
 from egkd.objectives.schedule import Schedule

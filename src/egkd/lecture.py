@@ -9,12 +9,11 @@ from egkd.data.augment import augmented
 from egkd.data.loading import load_data
 from egkd.lessons import Lessons
 from egkd.objectives.base import Progress
-from egkd.pipeline import in_datas_order, in_teachers_order
 from egkd.predict import encode_dataset
 from egkd.processes import ranks
 from egkd.runs import check_writable
 from egkd.students import load_tokenizer, parse_student
-from egkd.teaching import asked_of, teach_all, voices_of
+from egkd.teaching import asked_of, in_datas_order, in_teachers_order, teach_all, voices_of
 
 
 def lecture(

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from egkd.attention import Projections, eager_attention, tapped_projections
+from egkd.dropout import random_state, same_dropout, without_dropout
 from egkd.text import MODEL_INPUTS
 
 Need = Literal["embeddings", "hidden_states", "attentions", "projections"]
@@ -206,7 +207,7 @@ def observe(
     """
     embeddings, layers = "embeddings" in keep, [name for name in ("hidden_states", "attentions") if name in keep]
     inputs = model_inputs(model, batch) | {f"output_{name}": True for name in layers}
-    random = _random_state(batch["input_ids"].device) if embeddings and model.training else None
+    random = random_state(batch["input_ids"].device) if embeddings and model.training else None
     with ExitStack() as stack:
         if still:
             stack.enter_context(without_dropout(model))
@@ -228,7 +229,7 @@ def observe(
 
     def at(embeddings_BTD: Tensor) -> Tensor:
         device = batch["input_ids"].device
-        with _same_dropout(random, device), _full_precision(model, device):
+        with same_dropout(random, device), _full_precision(model, device):
             return observe(
                 model, batch, keep=others, replace_BTD=embeddings_BTD, differentiable=differentiable, still=still
             ).logits_BC  # who looks at what decides which dropout is drawn
@@ -255,40 +256,6 @@ def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     return min([int(tokenizer.model_max_length), *ends])
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), None if device.type == "cpu" else _generator(device).get_rng_state(*_number(device))
-
-
-def _generator(device: torch.device) -> Any:
-    """Who keeps the random state of an accelerator."""
-    return torch.get_device_module(device)
-
-
-def _number(device: torch.device) -> tuple[torch.device, ...]:
-    """Which of several; there is one Apple GPU at most."""
-    return () if device.type == "mps" else (device,)
-
-
-@contextmanager
-def _same_dropout(random: tuple[Tensor, Tensor | None] | None, device: torch.device) -> Iterator[None]:
-    """While open, random numbers are those of an earlier pass again; then those that would have come."""
-    if random is None:
-        yield
-        return
-    now = _random_state(device)
-    _set_random_state(random, device)
-    try:
-        yield
-    finally:
-        _set_random_state(now, device)
-
-
-def _set_random_state(random: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(random[0])
-    if random[1] is not None:
-        _generator(device).set_rng_state(random[1], *_number(device))
-
-
 @contextmanager
 def _full_precision(model: nn.Module, device: torch.device) -> Iterator[None]:
     """While open, passes are in full precision, also those of a model into whose `forward` accelerate has put autocast."""
@@ -308,32 +275,6 @@ def _full_precision(model: nn.Module, device: torch.device) -> Iterator[None]:
 def _accelerated(model: nn.Module) -> Any:
     """The `forward` that accelerate found when it put autocast there; None where it did not."""
     return vars(unwrapped(model)).get("_original_forward")
-
-
-def set_dropout(model: nn.Module, share: float) -> None:
-    """Drop this share of values in training, everywhere. The config, and so what is saved, keeps the architecture's own."""
-    for module, name in _dropouts(model):
-        setattr(module, name, share)
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """While open, nothing is dropped. The model stays in training mode: some recurrent kernels have no gradient without."""
-    kept = [(module, name, getattr(module, name)) for module, name in _dropouts(model)]
-    set_dropout(model, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, share in kept:
-            setattr(module, name, share)
-
-
-def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Where a model's dropout is written: in modules of its own, and as numbers handed to an attention or recurrent kernel."""
-    for module in unwrapped(model).modules():
-        if isinstance(module, nn.Dropout):
-            yield module, "p"
-        yield from [(module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
 
 
 @contextmanager

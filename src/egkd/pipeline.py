@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from datasets import Dataset
 from transformers import TrainingArguments
 
 from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
@@ -23,13 +22,14 @@ from egkd.config import RunConfig
 from egkd.data import Task, TaskData
 from egkd.data.augment import augmented
 from egkd.data.loading import load_data
+from egkd.dropout import set_dropout
 from egkd.evaluate.answers import Classifier
 from egkd.evaluate.compare import compare
 from egkd.evaluate.scores import task_scores
 from egkd.evaluate.teachers import compare_teachers
 from egkd.explain.amortised import with_head
 from egkd.heads import detach_heads
-from egkd.models import embedding_layer, set_dropout
+from egkd.models import embedding_layer
 from egkd.objectives import Labels, Objective
 from egkd.processes import Ranks, ranks
 from egkd.report.page import write_report
@@ -44,15 +44,15 @@ from egkd.runs import (
     write_arrays,
     write_json,
 )
-from egkd.students import build_student, check_student, label_order, load_classifier, load_encoder, load_tokenizer, size_of
-from egkd.students.loading import numbered
-from egkd.teaching import in_order
+from egkd.students import build_student, check_student, load_classifier, load_encoder, load_tokenizer, size_of
+from egkd.teaching import in_datas_order, in_teachers_order
 from egkd.train import DistillationTrainer, JsonlLog, fit
 
 Tell = Callable[[str], None]
 """Called with one line for the user."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
+MISLEADING = "scores mislead if the teacher was trained on rows held out here; give egkd teach the same data.held_out"
 
 
 def quiet(_message: str) -> None:
@@ -94,7 +94,7 @@ def _checked(config: RunConfig, objectives: list[Objective], arguments: Training
     for note in data.notes:
         tell(note)
     if config.teacher and config.data.held_out is not None:
-        tell("scores mislead if the teacher was trained on rows held out here; give egkd teach the same data.held_out")
+        tell(MISLEADING)
     check_between(config, objectives, data.task)
     if config.teacher:
         told, data = len(data.notes), in_teachers_order(config.teacher, data, config.trust_remote_code)
@@ -151,36 +151,6 @@ def _claimed(config: RunConfig, out: Path, tell: Tell) -> Iterator[None]:
             tell(f"{out} holds this run already; what is done is kept")
         describe_environment(out, config.seed)
         yield
-
-
-def in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> TaskData:
-    """The data with its labels in the order of the teacher's, by their names. Raises ValueError where they cannot fit."""
-    model = load_classifier(source, data.task, trust_remote_code=trust_remote_code)
-    order = label_order(model, data.task, source)
-    theirs = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
-    if numbered(data.task) and set(theirs) != set(data.task.label_names) and not theirs[0].startswith("LABEL_"):
-        note = f"labels are the numbers of the teacher's classes: {', '.join(f'{n} {name}' for n, name in enumerate(theirs))}"
-        return dataclasses.replace(data, task=dataclasses.replace(data.task, label_names=theirs), notes=(*data.notes, note))
-    if order == list(range(len(order))):
-        return data
-    new_id = {old: new for new, old in enumerate(order)}
-
-    def mapped(rows: Dataset) -> Dataset:
-        return rows.map(lambda row: {"label": new_id[row["label"]]}, desc="labels in the teacher's order")
-
-    names = tuple(data.task.label_names[old] for old in order)
-    return dataclasses.replace(
-        data,
-        task=dataclasses.replace(data.task, label_names=names, positive=new_id[data.task.positive] if names else 1),
-        train=mapped(data.train),
-        evals={name: mapped(rows) for name, rows in data.evals.items()},
-    )
-
-
-def in_datas_order(source: str, task: Task, trust_remote_code: bool) -> transformers.PreTrainedModel:
-    """A teacher with its labels in the data's order. Raises ValueError where they cannot fit."""
-    model = load_classifier(source, task, trust_remote_code=trust_remote_code)
-    return in_order(model, label_order(model, task, source))
 
 
 def _metrics(task: Task) -> Callable[[transformers.EvalPrediction], dict[str, float]]:

@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,22 @@ def claim(folder: Path, config: RunConfig) -> bool:
 
 
 @contextmanager
-def held(lock: Path, what: Path) -> Iterator[None]:
-    """While open, `what` is this process's own, as the file `lock` says. Raises ValueError where it is another's."""
+def held(file: Path, what: Path, otherwise: str = "name another --out") -> Iterator[None]:
+    """While open, `what` is this process's own, as the lock on `file` says; what else to do is said where it is another's.
+
+    Raises ValueError there. The file is gone when the work is done.
+    """
+    lock = FileLock(file, timeout=0)
     try:
-        with FileLock(lock, timeout=0):
-            yield
-            lock.unlink()
+        lock.acquire()
     except Timeout:
-        raise ValueError(f"{what} is being made by another process; wait for it, or name another --out") from None
+        raise ValueError(f"{what} is being worked on by another process; wait for it, or {otherwise}") from None
+    try:
+        yield
+        with suppress(OSError):  # where open files cannot be deleted
+            file.unlink()
+    finally:
+        lock.release()
 
 
 def check_free(folder: Path, config: RunConfig) -> bool:

@@ -11,7 +11,7 @@ perturbed copies. That is right for each; the price is `masks_per_step` student 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from egkd.data import Task, TaskData
 from egkd.explain.base import Precision
 from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
 from egkd.models import observe
 from egkd.objectives.base import Objective, Progress
 from egkd.predict import encode_dataset
-from egkd.students import load_classifier
-from egkd.students.loading import check_encoder
+from egkd.students import label_order, load_classifier
+from egkd.students.loading import check_encoder, numbered
 
 Source = PreTrainedModel | str | Path
 """A fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built)."""
@@ -185,3 +186,33 @@ def in_order(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
     model.config.id2label = {new: names[index] for new, index in enumerate(old.tolist())}
     model.config.label2id = {name: index for index, name in model.config.id2label.items()}
     return model
+
+
+def in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> TaskData:
+    """The data with its labels in the order of the teacher's, by their names. Raises ValueError where they cannot fit."""
+    model = load_classifier(source, data.task, trust_remote_code=trust_remote_code)
+    order = label_order(model, data.task, source)
+    theirs = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
+    if numbered(data.task) and set(theirs) != set(data.task.label_names) and not theirs[0].startswith("LABEL_"):
+        note = f"labels are the numbers of the teacher's classes: {', '.join(f'{n} {name}' for n, name in enumerate(theirs))}"
+        return replace(data, task=replace(data.task, label_names=theirs), notes=(*data.notes, note))
+    if order == list(range(len(order))):
+        return data
+    new_id = {old: new for new, old in enumerate(order)}
+
+    def mapped(rows: Dataset) -> Dataset:
+        return rows.map(lambda row: {"label": new_id[row["label"]]}, desc="labels in the teacher's order")
+
+    names = tuple(data.task.label_names[old] for old in order)
+    return replace(
+        data,
+        task=replace(data.task, label_names=names, positive=new_id[data.task.positive] if names else 1),
+        train=mapped(data.train),
+        evals={name: mapped(rows) for name, rows in data.evals.items()},
+    )
+
+
+def in_datas_order(source: str, task: Task, trust_remote_code: bool) -> PreTrainedModel:
+    """A teacher with its labels in the data's order. Raises ValueError where they cannot fit."""
+    model = load_classifier(source, task, trust_remote_code=trust_remote_code)
+    return in_order(model, label_order(model, task, source))

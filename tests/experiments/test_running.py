@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import transformers
 from datasets import Dataset
+from filelock import FileLock
 
 from egkd.experiments import running
 from egkd.experiments.clock import Clock
@@ -469,7 +470,10 @@ def test_a_process_sees_its_share_alone(grid: Any, tmp_path: Path, monkeypatch: 
 
 def test_one_process_at_a_time_has_the_experiment(whole: Any, grid: Any) -> None:
     out, _, _ = whole
-    with running._held(out), pytest.raises(ValueError, match="being run by another process"):
+    with (
+        FileLock(out / ".lock"),
+        pytest.raises(ValueError, match="worked on by another process; wait for it, or use its --jobs"),
+    ):
         run(grid(), out, start=never)
 
 

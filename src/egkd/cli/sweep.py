@@ -42,7 +42,7 @@ def sweep(
     calm()
     sweeping.check_sources(config, out)
     if config.base.get("teacher"):
-        console.print("scores mislead if the teacher was trained on rows held out here; give egkd teach the same data.held_out")
+        console.print(pipeline.MISLEADING)
     with bars(console) as progress:
         run = partial(pipeline.distill, progress=progress)
         teach = partial(pipeline.teach, progress=progress)

@@ -19,6 +19,7 @@ from egkd.experiments.kept import finished, placeless
 from egkd.objectives import Objective
 from egkd.runs import check_free, check_writable, claim, write_text
 from egkd.students import check_student
+from egkd.teaching import in_teachers_order
 
 GRID = "grid.yaml"
 
@@ -176,7 +177,7 @@ class _Checks:
             rehearse(*self._most(cell, config), data)
         if config.teacher and (cell.task, "teacher") not in self._seen:
             self._seen.add((cell.task, "teacher"))
-            pipeline.in_teachers_order(config.teacher, data, config.trust_remote_code)
+            in_teachers_order(config.teacher, data, config.trust_remote_code)
 
     def _most(self, cell: Cell, config: RunConfig) -> tuple[RunConfig, str, list[Objective]]:
         """What `rehearse` is to look at for a cell: of every method that its student is to learn by, objectives and copies."""

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from egkd.experiments.clock import Clock
 from egkd.experiments.grid import Choice, GridConfig
 from egkd.experiments.kept import CELLS, restore
 from egkd.experiments.planning import GRID, Job, grown, plan
 from egkd.experiments.processes import Process, Share, Start, Subprocess, cores, gpus
 from egkd.experiments.results import Results
-from egkd.runs import read_json, write_text
+from egkd.runs import held, read_json, write_text
 
 DURATIONS = "durations.jsonl"
+_BESIDE = "use its --jobs to run cells side by side"
 _PAUSE = 0.1  # seconds between two looks at the processes
 
 
@@ -60,11 +59,11 @@ def run(
         raise ValueError(f"jobs is {jobs}, expected 1 or more")
     whole = grown(grid, out)
     if (out / CELLS).exists():
-        with _held(out):
+        with held(out / ".lock", out, _BESIDE):
             restore(out)
     work = plan(grid, out, only)
     out.mkdir(parents=True, exist_ok=True)
-    with _held(out):
+    with held(out / ".lock", out, _BESIDE):
         write_text(out / GRID, whole.to_yaml())
         crew = _Crew(work, out, jobs, start or Subprocess)
         results = Results(whole, out)
@@ -222,18 +221,6 @@ def _log(job: Job, out: Path) -> Path:
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """The folder is this process's own."""
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(
-            f"{out} is being run by another process; wait for it, or use its --jobs to run cells side by side"
-        ) from None
 
 
 @contextmanager
