@@ -45,6 +45,7 @@ CASES: dict[str, list[Objective]] = {
     "answers": [Labels(), SoftLabels()],
     "gradient": [GradientGuide(schedule=ALWAYS)],
     "gradient-all": [GradientGuide(schedule=ALWAYS, classes="all", distance="kl")],
+    "gradient-sampled": [GradientGuide(schedule=ALWAYS, classes="sampled")],
     "gradient-mixture": [GradientGuide(schedule=ALWAYS, classes="mixture", distance="rank", **SIGNED)],
     "gradient-difference": [GradientGuide(schedule=ALWAYS, strategy="finite-difference", distance="mse")],
     "gradient-projection": [GradientGuide(schedule=ALWAYS, strategy="projection", **SIGNED)],

@@ -141,6 +141,28 @@ def test_all_classes_are_the_mean_of_each(setting: Setting) -> None:
     torch.testing.assert_close(guide.learn(seen, [], batch, lesson, moment), torch.stack(parts).mean(0))
 
 
+def test_a_sampled_class_is_one_of_all_another_for_each_example_and_step(setting: Setting) -> None:
+    guide = GradientGuide(classes="sampled")
+    student, batch, lesson, moment = setting(guide, classes=3)
+    batch["idx"] = torch.arange(6)
+    seen = observe(student, batch, keep=guide.needs, differentiable=True)
+    real = visible_units(batch["unit_ids"], width(batch))
+    parts = []
+    for each in range(3):
+        scalar = log_odds(seen.logits_BC, torch.full((6,), each))
+        scores = scores_at(seen.embeddings_BTD, gradient_of(scalar, seen.embeddings_BTD, twice=False), batch, guide.attribution)  # type: ignore[arg-type]
+        parts.append(scores_distance(scores, lesson["scores"][:, each], real, guide.distance))
+    each_BC = torch.stack(parts, dim=1)
+    picked = []
+    for step in range(40):
+        off_BC = (guide.learn(seen, [], batch, lesson, replace(moment, step=step))[:, None] - each_BC).abs()
+        torch.testing.assert_close(off_BC.amin(1), torch.zeros(6), atol=1e-5, rtol=0)
+        picked.append(off_BC.argmin(1))
+    counts_C = torch.stack(picked).flatten().bincount(minlength=3)
+    assert (counts_C > 240 / 3 - 25).all()  # of 240 draws; 25 is more than three standard deviations
+    assert any(len(set(row.tolist())) > 1 for row in picked)
+
+
 def test_the_gold_label_is_explained_where_there_is_one(tiny_bert: Any, tokenizer: Any, tiny_data: Dataset) -> None:
     teacher = tiny_bert(num_labels=3)
     batch = collate(list(encode_dataset(tiny_data.select(range(6)), tokenizer)), tokenizer.pad_token_id)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from egkd.explain.gradient import unit_scores_of_gradient
 from egkd.models import Need, Seen, log_odds
 from egkd.objectives.base import Lesson, Moment, Objective, Taught, Teacher, cut
-from egkd.objectives.draws import normals, numbers_of, signs
+from egkd.objectives.draws import drawn, normals, numbers_of, signs
 from egkd.objectives.predictions import known_labels
 from egkd.objectives.schedule import Schedule
 from egkd.text import SPECIAL, Batch, visible_units, width
@@ -24,7 +24,7 @@ Scalar = Callable[[Tensor], Tensor]
 """Of logits [B, C]: what is explained, [B]."""
 Attribution = Literal["input-x-gradient-norm", "saliency-norm", "input-x-gradient"]
 Distance = Literal["mse", "cosine", "correlation", "kl", "rank"]
-Classes = Literal["predicted", "gold", "all", "mixture"]
+Classes = Literal["predicted", "gold", "all", "sampled", "mixture"]
 STEP = 1e-3  # of a finite difference, relative to the length of an example's embeddings; 0.0002 to 0.005 do as well in float32
 TEMPERATURE = 0.1  # of "kl", between scores of length 1; SMaT's for gradient norms (Fernandes et al. 2022)
 
@@ -112,9 +112,9 @@ class GradientGuide(Objective):
     attribution: Attribution = "input-x-gradient-norm"
     """What is matched: unsigned norms, or the signed sum."""
     classes: Classes = "predicted"
-    """What is explained: the class the teacher predicts, the gold label (the predicted one where there is none), every class in
-    turn (as many times the cost), or at each step a random mixture of the classes' log odds for each example, which needs
-    signed scores."""
+    """What is explained: the class the teacher predicts, the gold label (the predicted one where there is none), every class
+    (as many times the cost), one of them drawn for each example at each step, or a random mixture of the classes' log odds
+    likewise, which needs signed scores."""
     distance: Distance = "correlation"
     """How scores are compared, see `scores_distance`."""
     dropout: bool = True
@@ -184,7 +184,10 @@ class GradientGuide(Objective):
         target_B, taught_BCU = lesson["target"].long(), lesson["scores"][..., :n_units]
         idx_B, n_scalars = numbers_of(batch), taught_BCU.shape[1]
         weights_MBC = torch.eye(n_scalars, device=idx_B.device)[:, None].expand(-1, len(idx_B), -1)
-        if self.classes == "mixture":
+        if self.classes == "sampled":
+            drawn_B = drawn(idx_B, 1, moment.seed, moment.step)[:, 0] % n_scalars
+            weights_MBC = F.one_hot(drawn_B, n_scalars).float()[None]
+        elif self.classes == "mixture":
             weights_MBC = normals(idx_B, n_scalars, moment.seed, moment.step)[None]
         both_BU = visible_units(batch["unit_ids"], n_units) & lesson["visible"][:, :n_units]
         explain = {"exact": self._exact, "finite-difference": self._by_difference, "projection": self._by_projection}[
