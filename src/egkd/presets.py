@@ -1,5 +1,5 @@
-"""Named sets of settings: what published methods match, as their authors' code weighs it, and our best for answers. Imports no
-torch.
+"""Named sets of settings: what published methods match, as their authors' code weighs it, and combinations of our guides. Imports
+no torch.
 
 A preset sets objectives and, where the method has it so, what is frozen. Learning rate, batch size, epochs and the student
 are the user's; the page on objectives says what the authors used.
@@ -69,7 +69,7 @@ def _gkd(task: str | None) -> dict[str, Any]:
 REPLACEMENT: dict[str, Any] = {
     "perturbation": {"weight": 3.0, "operator": "replace", "masks_per_step": 2, "schedule": {"every": 1}}
 }
-"""Other words in the place of some, at every step: what makes answers better, at two to two and a half times the price."""
+"""Other words in the place of some, at every step, at two to two and a half times the price."""
 
 REPLACEMENT_FIRST: dict[str, Any] = {"perturbation": REPLACEMENT["perturbation"] | {"schedule": {"every": 1, "stop": 0.6}}}
 """Reasons first, answers last: that for six tenths of the training, then texts as they are, at about twice the price."""

