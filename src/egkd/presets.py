@@ -1,5 +1,4 @@
-"""Named sets of settings: what published methods match, as their authors' code weighs it, and combinations of our guides. Imports
-no torch.
+"""Named sets of settings: published methods as their authors' code weighs them, and combinations of our guides. No torch.
 
 A preset sets objectives and, where the method has it so, what is frozen. Learning rate, batch size, epochs and the student
 are the user's; the page on objectives says what the authors used.

@@ -21,7 +21,7 @@ from egkd.cli.teach import teach
 
 app = typer.Typer(
     name="egkd",
-    help="Distil a fine-tuned classifier into a small student that gives the same answers, for reasons more like the teacher's own.",
+    help="Distil a fine-tuned classifier into a small student that gives the same answers for more of the same reasons.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

