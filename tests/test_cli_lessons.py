@@ -188,6 +188,7 @@ def test_prune_by_age_and_by_teacher(kept: Path, egkd: Any) -> None:
     assert "gradient-" in out
     assert "older than 30 days" in out
     assert "soft-labels-" not in out
+    assert egkd("lessons", "prune", kept, "--days", "1e10", "--dry-run").out == "nothing to delete\n"
     assert egkd("lessons", "prune", kept, "--teacher", teacher[:8], "--dry-run").out == "nothing to delete\n"
     assert egkd("lessons", "prune", kept, "--teacher", "0" * 8, "--dry-run").out.count("another teacher's") == 2
 

@@ -110,6 +110,8 @@ def test_nothing_given_is_changed() -> None:
         ({"teacher": None}, ["found neither", "--teacher", "--teacher-init"]),
         ({"objectives": ["gradient"]}, ["objectives", "dictionary", "found ['gradient']"]),
         ({"objectives": {"gradient": 5}}, ["objectives.gradient", "dictionary", "found 5"]),
+        ({"objectives": {"labels": 0}}, ["objectives.labels", "dictionary", "found 0"]),
+        ({"objectives": {"gradient": False}}, ["objectives.gradient", "dictionary", "found False"]),
         ({"train": 3}, ["train", "dictionary", "found 3"]),
     ],
 )

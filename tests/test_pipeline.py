@@ -302,14 +302,30 @@ def test_killed_after_training_only_the_comparison_is_made(
     out = shop / "runs" / "killed"
     assert not (out / "metrics.json").exists()
     student = contents(out / "student")
+    (out / "checkpoints" / "checkpoint-9").mkdir(parents=True)  # as if killed before they were deleted
     with monkeypatch.context() as patch:
         patch.setattr(transformers.Trainer, "train", never)
         patch.setattr("egkd.pipeline.build_student", never)
         distil("killed", *flags, again=True)
+    assert not (out / "checkpoints").exists()
     assert contents(out / "student") == student == contents(whole / "student")
     found, expected = read(out / "metrics.json"), read(whole / "metrics.json")
     for part in ("scores", "fidelity", "explanations", "parameters"):
         assert found["student"].get(part) == expected["student"].get(part)
+
+
+def test_models_are_compared_where_students_are_trained(distil: Any, monkeypatch: pytest.MonkeyPatch, shop: Path) -> None:
+    """On the GPU of a run that has one."""
+    moved: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("egkd.pipeline.compare", _interrupt)
+        with pytest.raises(AssertionError, match="interrupted"):
+            distil("placed")
+        patch.setattr(transformers.TrainingArguments, "device", torch.device("cuda", 0))
+        patch.setattr(torch.nn.Module, "to", lambda self, place: moved.append(place) or self)
+        with pytest.raises(AssertionError, match="interrupted"):
+            distil("placed", again=True)
+    assert [place for place in moved if isinstance(place, torch.device)] == [torch.device("cuda", 0)] * 2
 
 
 def _interrupt(*_: Any, **__: Any) -> None:

@@ -248,6 +248,14 @@ def test_two_runs_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert sum(attrs.get("class") == "side" for _, attrs in both.tags) == 3 * len(TEXTS)
 
 
+def test_equal_texts_of_one_run_have_a_card_each(tmp_path: Path) -> None:
+    twice = [example("Two dogs run .", label, "positive") for label in ("negative", "positive")]
+    both = page(*(make_run(tmp_path / name, examples=twice) for name in "ab"))
+    assert both.words.count("Example ") == 2
+    assert sum(attrs.get("class") == "side" for _, attrs in both.tags) == 2 * 3
+    assert both.words.count("gold: negative") == both.words.count("gold: positive") == 1
+
+
 def test_runs_of_different_teachers_keep_both(folder: Path, tmp_path: Path) -> None:
     figures = metrics()
     figures["teacher"] |= {"name": "bert-base", "parameters": 109_000_000}

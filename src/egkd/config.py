@@ -145,7 +145,9 @@ class RunConfig(Section):
     @field_validator("objectives", mode="before")
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
-        return {name: settings or {} for name, settings in value.items()} if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            return value
+        return {name: {} if settings is None else settings for name, settings in value.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -284,7 +286,8 @@ def resolve(settings: Mapping[str, Any], guides: Sequence[Guide] = (), *, reason
     extra: dict[str, Any] = {guide.value: {} for guide in others} | ({"reasons": {}} if reasons else {})
     objectives = settings.pop("objectives", None)
     if objectives is None or isinstance(objectives, Mapping):  # else the check below complains
-        own = {name: inner or {} for name, inner in (objectives or {}).items()}  # a name alone changes nothing of a preset
+        named = (objectives or {}).items()
+        own = {name: {} if inner is None else inner for name, inner in named}  # a name alone changes nothing of a preset
         objectives = merge(merge(chosen.pop("objectives"), extra), own)
     return check(RunConfig, merge(chosen, settings | {"objectives": objectives}))
 

@@ -3,6 +3,7 @@
 Shapes: N texts, U units.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -212,7 +213,8 @@ def _check_classes(question: Question, other: Question) -> None:
         [str(name) for _, name in sorted((each.model.config.id2label or {}).items())] for each in (question, other)
     )
     folded, theirs = ([name.casefold() for name in each] for each in (names, others))
-    if len(names) != len(others) or (folded != theirs and sorted(folded) == sorted(theirs)):
+    named = not any(all(re.fullmatch(r"(label_)?\d+", name) for name in each) for each in (folded, theirs))
+    if len(names) != len(others) or (len(names) > 1 and folded != theirs and (named or sorted(folded) == sorted(theirs))):
         raise ValueError(
             f"the explained model has the classes {', '.join(names)}, the other {', '.join(others)}; "
             "give one with the same in the same order"

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from transformers import TrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
 
 from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
 from egkd.compatible import check_compatible
@@ -75,7 +77,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
         team.once(lambda: stack.enter_context(_claimed(config, out, tell)))
         teacher = config.teacher or str(_taught(config, data, out / "teacher", team, tell, progress))
         _learned(config, objectives, arguments, teacher, data, out, team, tell, progress)
-        team.once(lambda: _compared(config, objectives, teacher, data, out, tell, progress))
+        team.once(lambda: _compared(config, objectives, teacher, data, out, arguments.device, tell, progress))
         return team.once(lambda: write_report([out], out / "report.html"))
 
 
@@ -165,10 +167,11 @@ def _of(progress: Progress | None, what: str) -> Callable[[int, int], None] | No
 
 
 def _taught(config: RunConfig, data: TaskData, folder: Path, team: Ranks, tell: Tell, progress: Progress | None) -> Path:
+    checkpoints = folder.with_name("teacher-checkpoints")
     if team.told((folder / "config.json").exists()):
+        team.once(lambda: shutil.rmtree(checkpoints, ignore_errors=True))  # a kill may have come before it
         return folder
     assert config.teacher_init is not None
-    checkpoints = folder.with_name("teacher-checkpoints")
     tell(f"fine-tuning the teacher from {config.teacher_init} on {len(data.train):,} examples")
     model = load_encoder(config.teacher_init, data.task, seed=config.seed, trust_remote_code=config.trust_remote_code)
     arguments = training_arguments(config.teach_arguments, checkpoints, "teach")
@@ -203,6 +206,7 @@ def _learned(
     progress: Progress | None,
 ) -> None:
     if team.told((out / "training.json").exists()):
+        team.once(lambda: shutil.rmtree(out / "checkpoints", ignore_errors=True))  # a kill may have come before it
         return
     model, tokenizer = build_student(
         config.student,
@@ -262,17 +266,23 @@ def _compared(
     teacher: str,
     data: TaskData,
     out: Path,
+    device: torch.device,
     tell: Tell,
     progress: Progress | None,
 ) -> None:
     if (out / "metrics.json").exists():
         return
     tell("comparing teacher and student")
+
+    def here(model: PreTrainedModel) -> PreTrainedModel:
+        nn.Module.to(model, device if device.type == "cuda" else "cpu")  # PreTrainedModel's own is not typed
+        return model
+
     trust, kept = config.trust_remote_code, config.lessons or out.parent / "lessons"
     who = {
         role: Classifier(
             name=name,
-            model=with_head(load_classifier(source, data.task, trust_remote_code=trust), source),
+            model=here(with_head(load_classifier(source, data.task, trust_remote_code=trust), source)),
             tokenizer=load_tokenizer(source, trust_remote_code=trust),
             answers=answers,
         )
@@ -284,7 +294,7 @@ def _compared(
     others = {
         source: Classifier(
             name=source,
-            model=in_datas_order(source, data.task, trust),
+            model=here(in_datas_order(source, data.task, trust)),
             tokenizer=load_tokenizer(source, trust_remote_code=trust),
             answers=kept,
         )

@@ -94,15 +94,22 @@ def check_writable(folder: Path, flag: str) -> None:
         raise ValueError(f"cannot write to {folder}: {there} {problem}; name another {flag}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write what shall be `path` once it is whole; nothing is left of it where that fails."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        yield unfinished
+        unfinished.replace(path)
     except OSError:  # a full disk
         unfinished.unlink(missing_ok=True)
         raise
-    unfinished.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with _whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,10 +119,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name as one npz file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("wb") as file:
+    with _whole(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    unfinished.replace(path)
 
 
 def read_json(path: Path) -> Any:

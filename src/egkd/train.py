@@ -47,6 +47,7 @@ from egkd.objectives.base import Moment, Objective, Progress
 from egkd.objectives.predictions import Labels, SoftLabels, check_labelled, label_loss
 from egkd.predict import encode_dataset
 from egkd.processes import Ranks
+from egkd.runs import write_text
 from egkd.step import learn, strongest
 from egkd.stopwatch import Stopwatch, seconds_at
 from egkd.teaching import Source, asked_of, check_pupil, teach_all, voices_of
@@ -292,7 +293,7 @@ class JsonlLog(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write what Trainer knows."""
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history))
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in state.log_history))
 
 
 def fit(trainer: DistillationTrainer, checkpoints: Path, team: Ranks, progress: Progress | None = None) -> float:

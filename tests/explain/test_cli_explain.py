@@ -595,6 +595,12 @@ def test_two_documents_of_an_annotation_are_read_together(ask: Command, egkd: Co
         (["a film", "--limit", "0"], "expected 1 or more"),
         (["a film", "--jsonl", "why.txt"], "should end in .jsonl"),
         (["a film", "--html", "."], "is a folder"),
+        (["a film", "--judge", "--html", "f", "--figures", "./f"], "two of --jsonl, --html and --figures name one file"),
+        (["a film", "--seed", "-1"], "Invalid value for '--seed': Input should be greater than or equal to 0"),
+        (["a film", "--set", "judge.operator=delete"], "--set judge.operator says nothing without --judge"),
+        (["a film", "--text", "review"], "--text review says nothing beside TEXT"),
+        (["--task", "mrpc", "--text-pair", "b"], "--text-pair b says nothing beside --task"),
+        (["--file", "x.csv", "--glue-dir", "glue"], "--glue-dir glue says nothing beside --file"),
         (["a film", "--method", "l2x"], "l2x needs a selector: give its folder as --selector"),
         (["a film", "--method", "l2x", "--selector", "none"], "there is no selector in none; fit one there with --fit-on"),
         (["a film", "--method", "l2x", "--set", "l2x.selector=none"], "no selector in none"),
@@ -621,7 +627,8 @@ def test_models_of_other_classes_and_methods_of_one_model_are_refused(
     turned = save(tmp_path / "turned", ("positive", "negative"))
     shouted = save(tmp_path / "shouted", ("POSITIVE", "NEGATIVE"))
     three = save(tmp_path / "three", ("a", "b", "c"))
-    for other in (turned, shouted, three):
+    named = save(tmp_path / "named", ("bad", "good"))
+    for other in (turned, shouted, three, named):
         answer = egkd("explain", "a film", "--model", model, "--against", other)
         assert answer.code == 2
         assert "the explained model has the classes negative, positive, the other" in answer.err
@@ -630,8 +637,23 @@ def test_models_of_other_classes_and_methods_of_one_model_are_refused(
     assert answer.code == 2
     assert "l2x carries a selector of one model" in answer.err
     assert not (tmp_path / "selector").exists()  # refused before any work
-    calm = save(tmp_path / "calm", ("Negative", "Positive"))
-    assert egkd("explain", "a film", "--model", model, "--against", calm, "--method", "saliency").code == 0
+    for name, classes in (("calm", ("Negative", "Positive")), ("numbers", ("LABEL_0", "LABEL_1"))):
+        same = save(tmp_path / name, classes)
+        assert egkd("explain", "a film", "--model", model, "--against", same, "--method", "saliency").code == 0
+
+
+def test_two_processes_do_not_write_to_one_file(egkd: Command, model: Path, tmp_path: Path) -> None:
+    from egkd.runs import held
+
+    out = tmp_path / "why.jsonl"
+    command = ["explain", "a film", "--model", model, "--method", "saliency", "--jsonl", out]
+    with held(tmp_path / ".why.jsonl.lock", out):
+        answer = egkd(*command)
+    assert answer.code == 2
+    assert "is being worked on by another process; wait for it, or name another --jsonl" in answer.err
+    assert not out.exists()
+    assert egkd(*command).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 def test_methods_that_the_other_model_cannot_be_asked_by_are_refused_at_once(

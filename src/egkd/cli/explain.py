@@ -1,5 +1,7 @@
 """`egkd explain`: which words of a text speak for what a classifier says."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -103,7 +105,7 @@ def explain(
     source = Source(
         texts=texts, pair=pair, file=file, rationales=rationales, task=task, glue_dir=glue_dir, text=text, text_pair=text_pair
     )
-    source.check()
+    source.check(reads_more=fit_on is not None)
     _check_outputs(jsonl, html, figures)
     _check_judges(judge or rationales is not None, against, twin, figures)
     from rich.console import Console
@@ -119,6 +121,8 @@ def explain(
     aside = Console(stderr=not out.is_terminal)  # what is piped on is explanations only
     calm()
     methods = explaining.methods_from(method or ["integrated-gradients"], set_ or [])
+    if methods.probes and not judge:
+        raise ValueError(f"--set judge.{next(iter(methods.probes))} says nothing without --judge; give it, or leave that out")
     dataset, marked = source.read(limit, seed or 0)
     fit_rows = source.read_file(fit_on) if fit_on else None
     question = explaining.question_about(model, target, max_length, seed or 0, trust_remote_code=trust_remote_code)
@@ -131,7 +135,7 @@ def explain(
         other = question.asked_of(against, trust_remote_code=trust_remote_code)
         peer = None if twin is None else question.asked_of(twin, trust_remote_code=trust_remote_code)
         judges.append(judging.Agreement(question, methods.explainers, other, peer))
-    with bars(aside) as progress:
+    with bars(aside) as progress, _alone(jsonl):
         explainers = explaining.with_selector(methods.explainers, question, selector, fit_rows, methods.fitting, progress)
         if judge:
             judges.insert(0, judging.Faithfulness(question, explainers, methods.probes_for(question.tokenizer)))
@@ -158,6 +162,19 @@ def explain(
         aside.print(told, markup=False, highlight=False)
 
 
+@contextmanager
+def _alone(jsonl: Path | None) -> Iterator[None]:
+    """While open, no other process writes to that file."""
+    from egkd.runs import held
+
+    if jsonl is None:
+        yield
+        return
+    jsonl.parent.mkdir(parents=True, exist_ok=True)
+    with held(jsonl.with_name(f".{jsonl.name}.lock"), jsonl, "name another --jsonl"):
+        yield
+
+
 def _check_outputs(jsonl: Path | None, html: Path | None, figures: Path | None) -> None:
     """Refuse, before anything is computed, what could not be written."""
     from egkd.runs import check_writable
@@ -169,6 +186,9 @@ def _check_outputs(jsonl: Path | None, html: Path | None, figures: Path | None) 
             if path.is_dir():
                 raise ValueError(f"{flag} {path} is a folder, expected a file")
             check_writable(path.parent, flag)
+    files = [path.absolute() for path in (jsonl, html, figures) if path is not None]
+    if len(set(files)) < len(files):
+        raise ValueError("two of --jsonl, --html and --figures name one file; give each its own")
 
 
 def _check_judges(judged: bool, against: str | None, twin: str | None, figures: Path | None) -> None:

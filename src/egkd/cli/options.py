@@ -24,7 +24,7 @@ Label = Annotated[str | None, typer.Option(help="Column with the label or score.
 TrainLimit = Annotated[int | None, typer.Option(help="Train on a random sample of this many rows.")]
 EvalLimit = Annotated[int | None, typer.Option(help="Evaluate on a random sample of this many rows.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a text is cut (128).")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything that is drawn (0).")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn (0).")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, like train.weight_decay=0.1. Repeatable.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run model code that comes with a checkpoint. Only if you trust it.")

@@ -29,8 +29,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
     """What the user should know of what was read."""
 
-    def check(self) -> None:
-        """Refuse what cannot be meant, before anything is loaded."""
+    def check(self, *, reads_more: bool = False) -> None:
+        """Refuse what cannot be meant, before anything is loaded; `reads_more` where a file with columns is read beside it."""
         flags = (("TEXT", self.texts), ("--file", self.file), ("--rationales", self.rationales), ("--task", self.task))
         given = [name for name, value in flags if value]
         if len(given) != 1:
@@ -38,6 +38,14 @@ class Source:
                 f"found {' and '.join(given) or 'nothing'} to explain, expected one of TEXT, --file FILE, --rationales FILE "
                 "or --task TASK"
             )
+        columns = given[0] in ("--file", "--rationales") or reads_more
+        for name, value, heard in (
+            ("--text", self.text, columns),
+            ("--text-pair", self.text_pair, columns),
+            ("--glue-dir", self.glue_dir, given[0] == "--task"),
+        ):
+            if value is not None and not heard:
+                raise ValueError(f"{name} {value} says nothing beside {given[0]}; leave it out")
         texts, pair = self.texts or (), self.pair or ()
         if pair and len(pair) != len(texts):
             raise ValueError(f"{len(texts)} TEXT and {len(pair)} --pair; give as many of one as of the other")

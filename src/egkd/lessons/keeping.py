@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from filelock import Timeout
 
 from egkd.lessons.store import BUILDING, MANIFEST, lock_of, read_manifest, read_shard, store_path
 
+DAY = 86_400  # seconds
 State = Literal["finished", "unfinished", "broken"]
 _NAME = re.compile(r"[a-z0-9-]+-[0-9a-f]{16}")
 _SHARDS = "shard-*.arrow"
@@ -131,7 +132,7 @@ def unwanted(store: Store, days: float | None = None, teacher: str | None = None
     fingerprint begins with `teacher`."""
     if store.state != "finished":
         return store.state
-    if days is not None and datetime.now(UTC) - store.built > timedelta(days=days):
+    if days is not None and (datetime.now(UTC) - store.built).total_seconds() > days * DAY:
         return f"older than {days:g} days"
     if teacher is not None and not store.key["teacher"].startswith(teacher):
         return "another teacher's"

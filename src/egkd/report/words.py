@@ -1,6 +1,7 @@
 """Words coloured by their scores, and the cards of examples that show them: teacher and students side by side."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,12 +117,17 @@ def gallery(runs: Sequence[Run]) -> Gallery:
     names = list(dict.fromkeys([*known, *(name for scores in shown for name in scores)]))
     signed = [is_signed(name, [example for run in runs for example in run.examples]) for name in names]
     teachers = {column.place: column for column in columns(runs)}
-    merged: dict[tuple[str, str | None, int], list[tuple[int, Example]]] = {}
+    merged: dict[tuple[str, str | None, int, int], list[tuple[int, Example]]] = {}
+    before: Counter[tuple[int, str, str | None]] = Counter()  # a run may hold a text more than once
     for rank in range(max((len(run.examples) for run in runs), default=0)):
         for place, run in enumerate(runs):
             if rank < len(run.examples):
                 example = run.examples[rank]
-                merged.setdefault((example.text, example.text_pair, teachers[place].teacher), []).append((place, example))
+                again = before[place, example.text, example.text_pair]
+                before[place, example.text, example.text_pair] += 1
+                merged.setdefault((example.text, example.text_pair, again, teachers[place].teacher), []).append(
+                    (place, example)
+                )
     titles = [teachers[place].title for place in range(len(runs))]
     cards = [_card(seen, runs, titles, names, signed) for seen in list(merged.values())[:MOST]]
     cut = any(None in scores for shown_scores in shown for scores in shown_scores.values())
