@@ -139,6 +139,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "slow teacher": ([*REST, "--teacher", "slow", "--student", "teacher"], ["slow", "tokenizer.json"]),
     "slow student": ([*GOOD, "--student", "slow"], ["slow", "tokenizer.json"]),
     "no teacher there": ([*REST, "--teacher", "./nowhere"], ["./nowhere does not exist", "model folder or a hub id"]),
+    "nobody's home": ([*REST, "--teacher", "~nobody-at-all/t"], ["a path begins with ~", "who has a home here"]),
     "no teacher on the hub": ([*REST, "--teacher", "nobody/nothing"], ["nobody/nothing", "model folder or a hub id"]),
     "no student there": ([*GOOD, "--student", "./nowhere"], ["./nowhere does not exist"]),
     "no such layer": ([*GOOD, "--student", "layers:0,3"], ["asks for layer 3", "has layers 0 to 2"]),

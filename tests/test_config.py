@@ -99,7 +99,7 @@ def test_nothing_given_is_changed() -> None:
         ({"evaluate": {"explaned": 3}}, ["unknown setting 'evaluate.explaned'", "did you mean 'explained'?"]),
         ({"evaluate": {"zzz": 3}}, ["unknown setting 'evaluate.zzz'", "known are explained, latency_repeats, shown"]),
         ({"max_length": "long"}, ["max_length", "integer", "found 'long'"]),
-        ({"max_length": 2}, ["max_length", "greater than 2", "found 2"]),
+        ({"max_length": 2}, ["max_length", "greater than or equal to 5", "found 2"]),
         ({"seed": -1}, ["seed", "found -1"]),
         ({"data": {"task": "sst2", "train_limit": 0}}, ["data.train_limit", "found 0"]),
         ({"data": {"task": "sst2", "kind": "ranking"}}, ["data.kind", "'classification'", "found 'ranking'"]),
@@ -113,6 +113,9 @@ def test_nothing_given_is_changed() -> None:
         ({"objectives": {"labels": 0}}, ["objectives.labels", "dictionary", "found 0"]),
         ({"objectives": {"gradient": False}}, ["objectives.gradient", "dictionary", "found False"]),
         ({"train": 3}, ["train", "dictionary", "found 3"]),
+        ({"data": {"task": "sst2", "held_out": True}}, ["data.held_out", "found true, expected a number of rows"]),
+        ({"teacher": ["a", "b"], "teacher_weights": [float("nan"), 1]}, ["found teacher_weights nan, 1"]),
+        ({"teacher": ["a", "b"], "teacher_weights": [float("inf"), 1]}, ["found teacher_weights inf, 1"]),
     ],
 )
 def test_wrong_settings_are_one_line_with_place_find_and_expectation(settings: dict[str, Any], parts: list[str]) -> None:
@@ -217,6 +220,8 @@ def test_flags_go_over_the_file_and_assignments_over_flags(tmp_path: Path) -> No
         (b"", ["holds NoneType", "expected settings"]),
         (b"a: [1\nb: 2\n", ["cannot read settings"]),
         (b"\xff\xfe\x00", ["cannot read settings"]),
+        (b"train: {a: 1}\nseed: 1\ntrain: {b: 2}\n", ["cannot read settings", "'train' stands there twice", "line 3"]),
+        (b"a: !!timestamp foo\n", ["cannot read settings"]),
         (None, ["cannot read settings", "No such file"]),
     ],
 )

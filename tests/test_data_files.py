@@ -94,6 +94,27 @@ def test_json_with_an_object_per_line(tmp_path: Path) -> None:
     assert read_table(path).place(1).endswith("a.json line 3")
 
 
+@pytest.mark.parametrize("nested", ["[" * 100_000, '{"text": "a", "label": ' + "9" * 5_000 + "}"])
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_json_that_python_cannot_take_is_one_line(tmp_path: Path, nested: str, ending: str) -> None:
+    with pytest.raises(ValueError, match=rf"a\.{ending}.* JSON") as caught:
+        read_table(write(tmp_path / f"a.{ending}", nested))
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_that_is_odd(tmp_path: Path) -> None:
+    columns = [pyarrow.array(["a", "b"]), pyarrow.array([0, 1]), pyarrow.array([1, 0])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["text", "label", "label"]), tmp_path / "twice.parquet")
+    assert "has two columns called 'label': rename one" in refused(tmp_path / "twice.parquet")
+    newer = pyarrow.table(columns[:2], names=["text", "label"]).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": {"text": {"_type": "Newer"}}}})}
+    )
+    pyarrow.parquet.write_table(newer, tmp_path / "newer.parquet")
+    table = read_table(tmp_path / "newer.parquet")
+    assert table.values("text") == ["a", "b"]
+    assert table.notes == ("newer.parquet: names of its classes cannot be read, their numbers are taken",)
+
+
 def test_tsv_whose_quotes_are_characters(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", 'text\tlabel\n"Open quote\tx\n5" disk\ty\nclosed"\tx\n')
     data = load_files(path, path)

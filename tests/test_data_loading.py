@@ -17,6 +17,7 @@ def load(tmp_path: Path, write_csv: Any) -> Any:
     names = ["bad", "fair", "good"] * 14
     write_csv(tmp_path / "train.csv", text=[f"text {row}" for row in range(40)], label=names[:40])
     write_csv(tmp_path / "scores.csv", text=[f"text {row}" for row in range(40)], label=[row / 8 for row in range(40)])
+    write_csv(tmp_path / "ties.csv", text=[f"text {row}" for row in range(40)], label=[row % 3 / 2 for row in range(40)])
     write_csv(tmp_path / "dev.csv", text=["one", "two", "three"], label=["good", "bad", "fair"])
     write_csv(tmp_path / "pairs.csv", sentence1=["far", "away"], sentence2=["here", "there"], label=["good", "fair"])
 
@@ -75,6 +76,13 @@ def test_wrong_scores_are_other_rows(load: Any) -> None:
     assert (before != after).sum() == 20
     assert sorted(after) == sorted(before)
     assert noisy.train.features == clean.train.features
+
+
+def test_wrong_scores_that_are_equal_are_not_counted(load: Any) -> None:
+    clean, noisy = load("ties"), load("ties", label_noise=0.5)
+    wrong = (np.array(clean.train["label"]) != np.array(noisy.train["label"])).sum()
+    assert 0 < wrong < 20
+    assert f"{wrong} of 40 labels to train on are made wrong" in noisy.notes
 
 
 def test_noise_is_a_share(load: Any) -> None:

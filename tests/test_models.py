@@ -5,13 +5,23 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    IBertConfig,
+    IBertForSequenceClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
+)
 
 from egkd.models import (
     double_backward,
     embedding_layer,
     frozen,
     log_odds,
+    longest,
     model_inputs,
     observe,
     tapped_embeddings,
@@ -232,6 +242,31 @@ def test_embeddings_are_taken_behind_their_whole_block(tiny_bert: Any) -> None:
     assert embedding_layer(bare) is bare.words
     assert isinstance(model, BertForSequenceClassification)
     assert isinstance(model.config, BertConfig)
+
+
+def test_embedding_blocks_that_say_more_are_tapped_too(tokenizer: Any, rows: list[dict[str, Any]]) -> None:
+    """I-BERT's comes with a scaling factor."""
+    config = IBertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = IBertForSequenceClassification(config).eval()
+    batch = collate(rows, tokenizer.pad_token_id)
+    with frozen(model):
+        seen = observe(model, batch, keep=("embeddings",))
+        assert seen.embeddings_BTD is not None
+        (gradient,) = torch.autograd.grad(seen.logits_BC.sum(), seen.embeddings_BTD)
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(observe(model, batch, replace_BTD=seen.embeddings_BTD).logits_BC, seen.logits_BC)
+
+
+def test_positions_that_begin_later_are_no_places(tokenizer: Any) -> None:
+    """OPT's table has two rows more than texts may have tokens, and no padding."""
+    config = OPTConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)
+    config.max_position_embeddings, config.word_embed_proj_dim = 20, 16
+    model = OPTForSequenceClassification(config)
+    tokenizer.model_max_length, before = 10**6, tokenizer.model_max_length
+    assert longest(model, tokenizer) == 20
+    tokenizer.model_max_length = before
 
 
 def test_log_odds_by_hand() -> None:

@@ -245,6 +245,34 @@ def test_a_folder_is_worked_in_by_one_process_at_a_time(egkd: Any, shop: Path, q
     )
 
 
+def test_a_run_does_not_go_on_with_other_rows_or_another_teacher(
+    egkd: Any, shop: Path, quick: list[str], save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("egkd.pipeline._learned", _interrupt)
+    rows, teacher = (tmp_path / name for name in ("train.csv", "teacher"))
+    asked = ["--teacher", teacher, "--student", "layers:1", "--train", rows, "--eval", shop / "dev.csv", *quick]
+    shutil.copytree(shop / "teacher", teacher)
+    shutil.copy(shop / "train.csv", rows)
+
+    def again() -> str:
+        answer = egkd("distill", *asked, "--out", tmp_path / "run")
+        assert answer.code == (130 if "interrupted" in answer.err else 2)
+        return " ".join(answer.err.split())
+
+    assert "interrupted" in again()
+    assert "interrupted" in again()
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text(
+        "".join([*lines[:-1], lines[-1].replace("positive", "x").replace("negative", "positive").replace("x", "negative")])
+    )
+    assert "was begun with other contents of rows; name another --out" in again()
+    rows.write_text("".join(lines))
+    assert "interrupted" in again()
+    shutil.rmtree(teacher)
+    save(teacher, layers=2, seed=11)
+    assert "was begun with other contents of teacher; name another --out" in again()
+
+
 def test_what_is_asked_for_reaches_the_training(
     egkd: Any, shop: Path, quick: list[str], save: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from egkd.objectives.internals import INSTEAD
 from egkd.objectives.predictions import check_labelled
 from egkd.objectives.reasons import hidden_width
 from egkd.students import build_student, load_encoder, load_tokenizer, parse_student
-from egkd.students.loading import loaded
+from egkd.students.loading import check_embeds, loaded
 from egkd.teaching import check_tokens
 
 _LEAST = {
@@ -168,10 +168,10 @@ def rehearse(config: RunConfig, source: str, objectives: Sequence[Objective], da
     theirs = load_tokenizer(source, trust_remote_code=trust)
     others = {other: load_tokenizer(other, trust_remote_code=trust) for other in config.more_teachers}
     if config.evaluate.twin:
-        check_length(config, config.evaluate.twin, load_tokenizer(config.evaluate.twin, trust_remote_code=trust))
+        check_reading(config, config.evaluate.twin, load_tokenizer(config.evaluate.twin, trust_remote_code=trust))
     check_mask_word(config, {source: theirs, config.student: own} | others)
     for model, tokenizer in ({source: theirs, config.student: own} | others).items():
-        check_length(config, model, tokenizer, student if tokenizer is own else None)
+        check_reading(config, model, tokenizer, student if tokenizer is own else None)
         for objective in objectives:
             if tokenizer.mask_token_id is None and objective.weight > 0:
                 _check_unmasked(f"objectives.{objective.name}", dict(objective), model)
@@ -207,10 +207,11 @@ def check_mask_word(config: RunConfig, tokenizers: Mapping[str, PreTrainedTokeni
             )
 
 
-def check_length(
+def check_reading(
     config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
 ) -> None:
-    """Refuse a model that cannot read `max_length` tokens; without `model`, that of `source`. Raises ValueError."""
+    """Refuse a model that cannot read `max_length` tokens, or not all that its tokenizer has; without `model`, that of
+    `source`. Raises ValueError."""
     if model is None:
         trust = config.trust_remote_code
         with torch.device("meta"):
@@ -219,3 +220,4 @@ def check_length(
     most = longest(model, tokenizer)
     if config.max_length > most:
         raise ValueError(f"max_length is {config.max_length}, {source} reads {most} tokens at most; use --max-length {most}")
+    check_embeds(model, tokenizer, source)

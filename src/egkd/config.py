@@ -1,6 +1,7 @@
 """One run, described: YAML or flags into checked settings; all messages about bad settings. Imports no torch."""
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
@@ -50,6 +51,17 @@ _TAGS = "tag:yaml.org,2002:"
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's reading of words and numbers: `no` is a word and 1e-3 a number, which PyYAML takes the other way round."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a name that stands twice, of which PyYAML would take the last."""
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAGS}merge"]
+            for place, name in enumerate(names):
+                if name in names[:place]:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{name!r} stands there twice", node.value[place][0].start_mark
+                    )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -127,7 +139,7 @@ class RunConfig(Section):
     teach: dict[str, Any] = Field(default_factory=dict)
     """The same for fine-tuning a teacher."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    max_length: int = Field(default=128, gt=2)
+    max_length: int = Field(default=128, ge=5)
     """Tokens after which a text is cut."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     lessons: Path | None = None
@@ -169,7 +181,9 @@ class RunConfig(Section):
             raise ValueError(
                 f"found teacher_init beside {len(self.more_teachers)} teachers, expected teachers that are fine-tuned"
             )
-        if self.teacher_weights and (len(self.teacher_weights) != count or min(self.teacher_weights) <= 0):
+        if self.teacher_weights and (
+            len(self.teacher_weights) != count or not all(0 < weight < math.inf for weight in self.teacher_weights)
+        ):
             found = ", ".join(f"{weight:g}" for weight in self.teacher_weights)
             raise ValueError(f"found teacher_weights {found}, expected a number above 0 for each of {count} teachers")
         return self
@@ -230,7 +244,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file. Raises ValueError, one line."""
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:  # the last of a tag that does not fit
         raise ValueError(f"cannot read settings from {path}: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {type(settings).__name__}, expected settings as 'name: value' lines")

@@ -85,6 +85,13 @@ class DataConfig(Section):
     def _one_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
 
+    @field_validator("held_out", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"found {str(value).lower()}, expected a number of rows, or a share below 1")
+        return value
+
     @field_validator("held_out")
     @classmethod
     def _rows_or_share(cls, value: float | None) -> float | None:

@@ -23,6 +23,7 @@ from egkd.lessons import fingerprint_model, fingerprint_texts, fingerprint_token
 from egkd.models import longest
 from egkd.runs import read_json, write_json
 from egkd.students import load_classifier, load_tokenizer
+from egkd.students.loading import check_embeds
 from egkd.text import MAX_LENGTH, MIN_LENGTH, UNIT_RULE, Kind, lengths
 
 CHUNK = 256  # texts at a time: enough to be sorted by length, few enough to hold
@@ -122,6 +123,7 @@ def question_about(source: str, target: str, max_length: int | None, seed: int, 
     """
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     model: Any = with_head(load_classifier(source, trust_remote_code=trust_remote_code), source)
+    check_embeds(model, tokenizer, source)
     most = longest(model, tokenizer)
     max_length = min(MAX_LENGTH, most) if max_length is None else max_length
     if not MIN_LENGTH <= max_length <= most:

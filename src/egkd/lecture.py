@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from egkd.checks import check_between, check_length, check_mask_word, objectives_of, training_arguments
+from egkd.checks import check_between, check_mask_word, check_reading, objectives_of, training_arguments
 from egkd.config import RunConfig
 from egkd.data.augment import augmented
 from egkd.data.loading import load_data
@@ -40,7 +40,7 @@ def lecture(
         tokenizers = [load_tokenizer(source, trust_remote_code=trust) for source in config.teachers]
         check_mask_word(config, dict(zip(config.teachers, tokenizers, strict=True)))
         for source, tokenizer in zip(config.teachers, tokenizers, strict=True):
-            check_length(config, source, tokenizer)
+            check_reading(config, source, tokenizer)
         data = in_teachers_order(config.teachers[0], data, trust)
         data = augmented(data, config.data.augment, config.data.seed, tokenizers[0].mask_token)
         teachers = [in_datas_order(source, data.task, trust) for source in config.teachers]

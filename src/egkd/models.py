@@ -63,12 +63,13 @@ def tapped_embeddings(model: nn.Module, replace_BTD: Tensor | None = None) -> It
     """
     kept: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        value = output if replace_BTD is None else replace_BTD
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        own, *beside = (output,) if isinstance(output, Tensor) else output  # I-BERT's and LiLT's say more
+        value = own if replace_BTD is None else replace_BTD
         if not value.requires_grad and torch.is_grad_enabled():
             value = value.detach().requires_grad_(True)
         kept.append(value)
-        return value
+        return (value, *beside) if beside else value
 
     handle = embedding_layer(unwrapped(model)).register_forward_hook(keep)
     try:
@@ -252,7 +253,13 @@ _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that `model` reads at most: as its tokenizer says, and as far as its learnt positions reach."""
     tables = [m for name, m in model.named_modules() if name.rpartition(".")[2] in _POSITIONS and isinstance(m, nn.Embedding)]
-    ends = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables]
+    own: Any = unwrapped(model)
+    most = getattr(own.config.get_text_config(), "max_position_embeddings", None)  # OPT and its like begin to count behind it
+    spare = [max(0, table.num_embeddings - (most or table.num_embeddings)) for table in tables]
+    ends = [
+        table.num_embeddings - (before if table.padding_idx is None else table.padding_idx + 1)
+        for table, before in zip(tables, spare, strict=True)
+    ]
     return min([int(tokenizer.model_max_length), *ends])
 
 

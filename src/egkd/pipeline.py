@@ -18,7 +18,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from egkd.checks import check_between, check_length, choose_best_by, objectives_of, rehearse, training_arguments
+from egkd.checks import check_between, check_reading, choose_best_by, objectives_of, rehearse, training_arguments
 from egkd.compatible import check_compatible
 from egkd.config import RunConfig
 from egkd.data import Task, TaskData
@@ -33,6 +33,7 @@ from egkd.explain.amortised import with_head
 from egkd.heads import detach_heads
 from egkd.models import embedding_layer
 from egkd.objectives import Labels, Objective
+from egkd.origins import origins
 from egkd.processes import Ranks, ranks
 from egkd.report.page import write_report
 from egkd.runs import (
@@ -74,7 +75,7 @@ def distill(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progr
     with ranks() as team, ExitStack() as stack:
         with team.stage():
             data = _checked(config, objectives, arguments, out, tell)
-        team.once(lambda: stack.enter_context(_claimed(config, out, tell)))
+        team.once(lambda: stack.enter_context(_claimed(config, data, out, tell)))
         teacher = config.teacher or str(_taught(config, data, out / "teacher", team, tell, progress))
         _learned(config, objectives, arguments, teacher, data, out, team, tell, progress)
         team.once(lambda: _compared(config, objectives, teacher, data, out, arguments.device, tell, progress))
@@ -129,8 +130,8 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
                 tell(note)
             choose_best_by(arguments, data)
             load_encoder(init, data.task, trust_remote_code=config.trust_remote_code)
-            check_length(config, init, load_tokenizer(init, trust_remote_code=config.trust_remote_code))
-        team.once(lambda: stack.enter_context(_claimed(config, out, tell)))
+            check_reading(config, init, load_tokenizer(init, trust_remote_code=config.trust_remote_code))
+        team.once(lambda: stack.enter_context(_claimed(config, data, out, tell)))
         return _taught(config, data, out / "teacher", team, tell, progress)
 
 
@@ -145,13 +146,13 @@ def resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
 
 
 @contextmanager
-def _claimed(config: RunConfig, out: Path, tell: Tell) -> Iterator[None]:
+def _claimed(config: RunConfig, data: TaskData, out: Path, tell: Tell) -> Iterator[None]:
     """The run's folder, which is this process's own while open."""
     begun = claim(out, config)
     with held(out / ".lock", out):
+        describe_environment(out, config.seed, origins(config, data))
         if begun:
             tell(f"{out} holds this run already; what is done is kept")
-        describe_environment(out, config.seed)
         yield
 
 

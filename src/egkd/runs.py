@@ -149,10 +149,21 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     unfinished.replace(folder)
 
 
-def describe_environment(folder: Path, seed: int) -> None:
-    """Write `environment.json`, once: a finished run keeps the versions that made it."""
-    if not (folder / "environment.json").exists():
-        write_json(folder / "environment.json", environment(seed))
+def describe_environment(folder: Path, seed: int, origins: Mapping[str, str]) -> None:
+    """Write `environment.json`, once: a finished run keeps the versions that made it, and `origins`, what it was made from.
+
+    Raises ValueError where it is there and names other origins.
+    """
+    file = folder / "environment.json"
+    if not file.exists():
+        write_json(file, environment(seed) | {"origins": dict(origins)})
+        return
+    found = read_json(file).get("origins", origins)  # older runs have none
+    changed = sorted(name for name in {*found, *origins} if found.get(name) != origins.get(name))
+    if changed:
+        raise ValueError(
+            f"{folder} was begun with other contents of {' and '.join(changed)}; name another --out, or delete it to begin anew"
+        )
 
 
 def environment(seed: int) -> dict[str, Any]:

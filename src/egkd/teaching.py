@@ -18,16 +18,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from egkd.data import Task, TaskData
 from egkd.explain.base import Precision
 from egkd.lessons import Lessons, build_lessons, fingerprint_tokenizer
-from egkd.models import observe
 from egkd.objectives.base import Objective, Progress
 from egkd.predict import encode_dataset
-from egkd.students import label_order, load_classifier
-from egkd.students.loading import check_encoder, numbered
+from egkd.students import label_order, load_classifier, load_tokenizer
+from egkd.students.loading import check_encoder, in_order, numbered
 
 Source = PreTrainedModel | str | Path
 """A fine-tuned classifier, or where to load it from (then it is in memory only while lessons are built)."""
@@ -58,7 +57,7 @@ class Voice:
         """Its tokenizer, beside a student with this one."""
         if self.tokenizer is not None:
             return self.tokenizer
-        return AutoTokenizer.from_pretrained(self.teacher) if isinstance(self.teacher, str | Path) else student
+        return load_tokenizer(str(self.teacher)) if isinstance(self.teacher, str | Path) else student
 
 
 def voices_of(
@@ -158,34 +157,6 @@ def check_tokens(objectives: Sequence[Objective], teacher: PreTrainedTokenizerBa
             f"{names[0]} compares tokens, and teacher and student have different tokenizers; "
             "use an objective that compares words (gradient, perturbation, selection)"
         )
-
-
-def in_order(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
-    """The classifier with its classes in another order, in place: class c becomes class `order[c]` (see `label_order`).
-
-    The rows of its last layer move, so that its fingerprint and its lessons are those of the new order. Raises ValueError for a
-    model whose last layer is not a linear one with a row for each class.
-    """
-    if list(order) == list(range(len(order))):
-        return model
-    ids = torch.tensor([[1, 2, 3]], device=model.device)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    old = torch.tensor(order, device=model.device).argsort()
-    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == len(order)]
-    with torch.no_grad():
-        before_C = observe(model, batch).logits_BC[0]
-        for parameter in heads[-1].parameters() if heads else ():
-            parameter.copy_(parameter[old].clone())
-        after_C = observe(model, batch).logits_BC[0]
-    if not torch.allclose(after_C, before_C[old], atol=1e-5):
-        raise ValueError(
-            f"{type(model).__name__} has no last layer with a row for each of {len(order)} classes, so its labels cannot be "
-            "put in the first teacher's order; give it as the first or only teacher"
-        )
-    names = [name for _, name in sorted((model.config.id2label or {}).items())]
-    model.config.id2label = {new: names[index] for new, index in enumerate(old.tolist())}
-    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
-    return model
 
 
 def in_teachers_order(source: str, data: TaskData, trust_remote_code: bool) -> TaskData:

@@ -57,10 +57,18 @@ def test_spare_rows_of_the_teacher_are_left_out(tiny_bert: Any, tokenizer: Any, 
     assert len(build_student("bilstm:embed=8", str(tmp_path), TASK)[0].embeddings.weight) == len(tokenizer)
 
 
-def test_a_tokenizer_that_is_not_the_teachers_is_refused(tiny_bert: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_the_teachers_is_refused(
+    tiny_bert: Any, tokenizer: Any, tmp_path: Path, egkd: Any, write_csv: Any
+) -> None:
+    csv_file = tmp_path / "train.csv"
+    write_csv(csv_file, text=[f"film {n}" for n in range(20)], label=["negative", "positive"] * 10)
     model = tiny_bert(layers=1)
     model.resize_token_embeddings(len(tokenizer) - 7)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"embeds \d+ tokens, its tokenizer knows \d+"):
         build_student("bilstm:embed=8", str(tmp_path), TASK)
+    flags = ["--student", "layers:1", "--train", csv_file, "--max-length", 32, "--out", tmp_path / "run"]
+    answer = egkd("distill", "--teacher", tmp_path, *flags)
+    assert (answer.code, "its tokenizer knows" in answer.err, (tmp_path / "run").exists()) == (2, True, False), answer.err
+    assert "its tokenizer knows" in egkd("explain", "a film", "--model", tmp_path).err

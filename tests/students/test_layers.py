@@ -269,6 +269,19 @@ def test_a_head_that_fits_is_kept(teacher: str, tiny_bert: Any) -> None:
     assert student.config.id2label == {0: "negative", 1: "positive"}
 
 
+def test_a_head_that_knows_the_labels_in_another_order_is_turned(teacher: str, tiny_bert: Any, tmp_path: Path) -> None:
+    """Else its answers would change their names."""
+    three = Task(name="x", kind="classification", label_names=("a", "b", "c"))
+    turned = tiny_bert(3, layers=2)
+    turned.config.id2label, turned.config.label2id = {0: "C", 1: "a", 2: "b"}, {"C": 0, "a": 1, "b": 2}
+    turned.save_pretrained(tmp_path)
+    load_tokenizer(teacher).save_pretrained(tmp_path)
+    student, _ = build_student("layers:1", str(tmp_path), three)
+    assert student.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert torch.equal(student.classifier.weight, turned.classifier.weight[[1, 2, 0]])
+    assert torch.equal(student.classifier.bias, turned.classifier.bias[[1, 2, 0]])
+
+
 def test_an_encoder_whose_weights_fit_another_model_is_refused(tiny_bert: Any, tokenizer: Any, tmp_path: Path) -> None:
     """Else it would begin from random weights, without a word."""
     tokenizer.save_pretrained(tmp_path)
@@ -375,6 +388,13 @@ def test_what_is_not_there_is_one_line(name: str) -> None:
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
         assert "give a model folder or a hub id" in str(caught.value)
+
+
+def test_a_model_without_a_tokenizer_is_refused(tiny_bert: Any, tmp_path: Path) -> None:
+    """transformers makes one of special tokens alone, to which every word is unknown."""
+    tiny_bert(layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no tokenizer of its own: save it beside the model"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from egkd.students import (
     check_student,
     load_classifier,
     load_encoder,
+    parse_student,
 )
 from egkd.students.words import WordClassifier, close_up
 from egkd.text import collate, encode, perturb
@@ -326,6 +327,12 @@ def test_specs_that_cannot_be(spec: str, complaint: str, teacher: str) -> None:
     with pytest.raises(ValueError, match=complaint) as caught:
         check_student(spec, teacher)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_told_of_the_width_is_built(teacher: str) -> None:
+    student, _ = build_student("bilstm", teacher, TASK)
+    told = parse_student("bilstm").outline(teacher, trust_remote_code=False).config
+    assert told.embedding_size == student.config.embedding_size == 32
 
 
 def test_wider_embeddings_than_the_teachers_cannot_be(teacher: str) -> None:

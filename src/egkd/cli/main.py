@@ -51,6 +51,10 @@ def main() -> None:
         if os.environ.get("EGKD_DEBUG"):
             raise
         code = _refused(str(error), said=type(error).__name__ == "SaidElsewhere")  # whose module loads torch
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # pathlib's own, about ~somebody
+            raise
+        code = _refused("a path begins with ~ and the name of nobody who has a home here; write it out")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:

@@ -100,7 +100,8 @@ def _with_noise(data: TaskData, share: float, seed: int) -> TaskData:
         labels[rows] = (labels[rows] + draw.integers(1, data.task.num_labels, len(rows))) % data.task.num_labels
     else:
         labels[rows] = np.roll(labels[rows], 1)
+    wrong = int((labels != np.array(data.train["label"])).sum())  # scores may be equal
     column = Dataset.from_dict({"label": labels.tolist()}, features=Features({"label": data.train.features["label"]}))
     train = concatenate_datasets([data.train.remove_columns("label"), column], axis=1)
-    note = f"{len(rows):,} of {len(labels):,} labels to train on are made wrong"
+    note = f"{wrong:,} of {len(labels):,} labels to train on are made wrong"
     return dataclasses.replace(data, train=train, notes=(*data.notes, note))

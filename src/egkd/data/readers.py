@@ -170,6 +170,8 @@ def _json(path: Path) -> Table:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} line {error.lineno} is not JSON ({error.msg}): expected a list of objects") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+        raise ValueError(f"{path} cannot be read as JSON ({error}): expected a list of objects") from None
     return _objects(path, rows, range(1, len(rows) + 1), "row")
 
 
@@ -179,8 +181,9 @@ def _objects_by_line(path: Path, text: str) -> Table:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} line {number} is not JSON ({error.msg}): expected one object per line") from None
+            except (ValueError, RecursionError) as error:
+                what = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise ValueError(f"{path} line {number} is not JSON ({what}): expected one object per line") from None
             numbers.append(number)
     return _objects(path, rows, numbers, "line")
 
@@ -198,13 +201,23 @@ def _parquet(path: Path) -> Table:
         table = pyarrow.parquet.ParquetFile(path).read()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} is not a Parquet file ({str(error).splitlines()[0]})") from None
+    twice = [name for place, name in enumerate(table.column_names) if name in table.column_names[:place]]
+    if twice:
+        raise ValueError(f"{path} has two columns called {twice[0]!r}: rename one")
     described = table.schema.metadata or {}
-    features = Features.from_arrow_schema(table.schema) if b"huggingface" in described else {}
+    features: Any = {}
+    notes: tuple[str, ...] = ()
+    if b"huggingface" in described:
+        try:
+            features = Features.from_arrow_schema(table.schema)
+        except (ValueError, KeyError, TypeError, AttributeError):  # of another version of datasets
+            notes = (f"{path.name}: names of its classes cannot be read, their numbers are taken",)
     return Table(
         path=path,
         columns=dict(zip(table.column_names, table.columns, strict=True)),
         numbers=range(1, table.num_rows + 1),
         unit="row",
+        notes=notes,
         class_names={name: tuple(feature.names) for name, feature in features.items() if isinstance(feature, ClassLabel)},
     )
 

@@ -1,11 +1,14 @@
 """Loading classifiers, encoders and tokenizers, with checks: whatever goes wrong is one line."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -14,7 +17,7 @@ from transformers import (
 )
 
 from egkd.data import Task
-from egkd.models import reads_last_token
+from egkd.models import observe, reads_last_token
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -22,6 +25,8 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     tokenizer = loaded(AutoTokenizer, source, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ValueError(f"{source} has a slow tokenizer without character offsets; save it with a tokenizer.json")
+    if {*tokenizer.get_vocab()} <= {*tokenizer.all_special_tokens}:  # what transformers makes where there are no files
+        raise ValueError(f"{source} has no tokenizer of its own: save it beside the model")
     if tokenizer.pad_token_id is None:
         last = tokenizer("a")["input_ids"][-1:]  # what ends every text cannot be told from padding by who reads the last token
         free = [token for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token) if token is not None]
@@ -30,6 +35,13 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
             raise ValueError(f"the tokenizer of {source} has no padding token; set one and save it")
         tokenizer.pad_token = free[0]
     return tokenizer
+
+
+def check_embeds(model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse a tokenizer with more tokens than the model embeds. Raises ValueError."""
+    rows, used = len(model.get_input_embeddings().weight), max(tokenizer.get_vocab().values()) + 1  # type: ignore[operator]
+    if used > rows:
+        raise ValueError(f"{source} embeds {rows} tokens, its tokenizer knows {used}; give it its own")
 
 
 def _know_padding(model: PreTrainedModel, source: str, trust_remote_code: bool) -> PreTrainedModel:
@@ -95,13 +107,42 @@ def label_order(model: PreTrainedModel, task: Task, source: str) -> list[int]:
     return order
 
 
+def in_order(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
+    """The classifier with its classes in another order, in place: class c becomes class `order[c]` (see `label_order`).
+
+    The rows of its last layer move, so that its fingerprint and its lessons are those of the new order. Raises ValueError for a
+    model whose last layer is not a linear one with a row for each class.
+    """
+    if list(order) == list(range(len(order))):
+        return model
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    old = torch.tensor(order, device=model.device).argsort()
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == len(order)]
+    with torch.no_grad():
+        before_C = observe(model, batch).logits_BC[0]
+        for parameter in heads[-1].parameters() if heads else ():
+            parameter.copy_(parameter[old].clone())
+        after_C = observe(model, batch).logits_BC[0]
+    if not torch.allclose(after_C, before_C[old], atol=1e-5):
+        raise ValueError(
+            f"{type(model).__name__} has no last layer with a row for each of {len(order)} classes, so its labels cannot be "
+            "put in the first teacher's order; give it as the first or only teacher"
+        )
+    names = [name for _, name in sorted((model.config.id2label or {}).items())]
+    model.config.id2label = {new: names[index] for new, index in enumerate(old.tolist())}
+    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
+    return model
+
+
 def numbered(task: Task) -> bool:
     """Whether the task's classes have no names but the numbers 0, 1, ... that a model gives its classes, too."""
     return task.label_names == tuple(map(str, range(task.num_labels)))
 
 
 def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A pre-trained encoder with a head for `task`, float32; a new head is drawn from `seed`."""
+    """A pre-trained encoder with a head for `task`, float32; a new head is drawn from `seed`, one that knows the task's labels
+    by their names has them in the task's order."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, info = loaded(
@@ -122,6 +163,12 @@ def load_encoder(source: str, task: Task, *, seed: int = 0, trust_remote_code: b
             f"{source} lacks {len(lacking)} of the weights of {type(model).__name__}, like {lacking[0]}; "
             "its files fit another model, or were cut off: save it again"
         )
+    theirs = loaded(AutoConfig, source, trust_remote_code=trust_remote_code).id2label or {}
+    names = [str(name) for _, name in sorted(theirs.items())]
+    if not new and sorted(map(str.casefold, names)) == sorted(map(str.casefold, task.label_names)):
+        model.config.id2label = dict(enumerate(names))
+        in_order(model, label_order(model, task, source))
+        model.config.update(label_settings(task))
     return _know_padding(model, source, trust_remote_code)
 
 

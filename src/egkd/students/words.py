@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from egkd.students.base import Origin, Outline, Student
 from egkd.students.embeddings import principal_components, teacher_embeddings
-from egkd.students.loading import label_settings
+from egkd.students.loading import label_settings, loaded
 from egkd.students.vectors import read_vectors, word_tokenizer
 
 Pairs = Literal["joint", "siamese"]
@@ -195,7 +195,11 @@ class WordStudent(Student):
 
     def outline(self, teacher: str, *, trust_remote_code: bool) -> Outline:
         """As `Student.outline`."""
-        config = self.make({"vocab_size": 1, "embedding_size": self.embed or self.width_by_default}).config
+        width = self.width_by_default
+        if self.vectors is None:
+            table = loaded(AutoConfig, teacher, trust_remote_code=trust_remote_code)
+            width = min(width, getattr(table, "embedding_size", None) or table.hidden_size)
+        config = self.make({"vocab_size": 1, "embedding_size": self.embed or width}).config
         return Outline(config=config, tokenizer=None if self.vectors else teacher)
 
     def build(self, origin: Origin) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
