@@ -31,11 +31,11 @@ from egkd.lessons.store import (
     store_path,
     write_manifest,
     write_shard,
-    write_whole,
 )
 from egkd.models import frozen, observe
 from egkd.objectives.base import Objective, Progress, Teacher
 from egkd.processes import Ranks, ranks
+from egkd.runs import write_json
 from egkd.text import UNIT_RULE
 
 SHARD_ROWS = 4096
@@ -168,7 +168,7 @@ class _Build:
     def _prepared(self, job: _Job) -> _Job:
         job.folder.mkdir(parents=True, exist_ok=True)
         if self._team.first:
-            write_whole(job.folder / BUILDING, {"key": job.key, "shards": len(self._shards)})
+            write_json(job.folder / BUILDING, {"key": job.key, "shards": len(self._shards)})
         found = job.objective.prepare(job.teacher, self._dataset, job.folder, self._progress)
         return replace(job, teacher=replace(job.teacher, prepared=found))
 

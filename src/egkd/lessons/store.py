@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from egkd.lessons.columns import Cells, Column, stack
 from egkd.objectives.base import Lesson
+from egkd.runs import write_json
 
 FORMAT = 2  # of a store on disk
 MANIFEST, BUILDING = "manifest.json", "building.json"
@@ -101,7 +102,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     it is not finished."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); delete the folder to build it again") from None
     found = manifest["key"]["format"]
@@ -121,15 +122,8 @@ def write_manifest(folder: Path, key: Mapping[str, Any], files: Collection[str])
             digest = hashlib.file_digest(source, "sha256").hexdigest()
         shards.append({"file": file, "rows": len(read_shard(path)), "bytes": path.stat().st_size, "sha256": digest})
     manifest = {"key": key, "built": datetime.now(UTC).isoformat(timespec="seconds"), "shards": shards}
-    write_whole(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     (folder / BUILDING).unlink(missing_ok=True)
-
-
-def write_whole(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.replace(path)
 
 
 def read_shard(path: Path) -> pa.Table:
