@@ -292,6 +292,10 @@ def test_what_is_asked_for_reaches_the_training(
     assert seen["lessons_precision"] == "bfloat16"
     assert {module.p for module in seen["model"].modules() if isinstance(module, torch.nn.Dropout)} == {0.35}
     assert seen["max_length"] == 32
+    for settings, precision in (([], "float32"), (["--set", "train.bf16=true"], "bfloat16")):
+        assert "seen" in egkd("distill", *models, *data, *quick, *settings, "--out", shop / f"asked-{precision}").err
+        assert seen["lessons_precision"] == precision
+        assert yaml.safe_load((shop / f"asked-{precision}" / "config.yaml").read_text())["lessons_precision"] == precision
 
 
 def test_runs_of_several_seeds_are_explained_on_the_same_examples(distil: Any) -> None:

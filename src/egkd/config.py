@@ -144,8 +144,9 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     lessons: Path | None = None
     """Folder for lessons, shared between runs; `lessons` beside the run's folder by default."""
-    lessons_precision: Literal["float32", "bfloat16"] = "float32"
-    """What teachers compute lessons in. bfloat16 is faster on processors that have it, and a little off."""
+    lessons_precision: Literal["float32", "bfloat16"] | None = None
+    """What teachers compute lessons in: by default what the student computes in. With `train.bf16` that is bfloat16, which is
+    faster, and a little off."""
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint. Only for checkpoints you trust."""
 
@@ -209,6 +210,11 @@ class RunConfig(Section):
     def others(self) -> tuple[str, ...]:
         """Classifiers beside the first teacher, each once: the other teachers, and a twin."""
         return tuple(dict.fromkeys((*self.more_teachers, *filter(None, (self.evaluate.twin,)))))
+
+    @property
+    def precision_of_lessons(self) -> Literal["float32", "bfloat16"]:
+        """`lessons_precision`, or what follows from `train`."""
+        return self.lessons_precision or ("bfloat16" if self.train.get("bf16") is True else "float32")
 
     @property
     def train_arguments(self) -> dict[str, Any]:

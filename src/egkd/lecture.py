@@ -57,7 +57,7 @@ def lecture(
         root,
         device=device,
         max_length=config.max_length,
-        precision=config.lessons_precision,
+        precision=config.precision_of_lessons,
         progress=progress,
         tell=tell,
     )

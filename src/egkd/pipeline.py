@@ -138,6 +138,7 @@ def teach(config: RunConfig, out: Path, *, tell: Tell = quiet, progress: Progres
 def resolved(config: RunConfig, objectives: list[Objective]) -> RunConfig:
     """The same settings with every default in them, so that a run folder says what was done whatever defaults become."""
     said: dict[str, Any] = {"objectives": {objective.name: objective.model_dump() for objective in objectives}}
+    said["lessons_precision"] = config.precision_of_lessons
     for section, arguments in (("train", config.train_arguments), ("teach", config.teach_arguments)):
         # the run's seed stands in one place, so that another one can be set there
         repeated = [name for name in ("seed", "data_seed") if arguments[name] == config.seed]

@@ -82,7 +82,7 @@ class DistillationTrainer(Trainer):
         teacher_processing_class: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None = None,
         teacher_weights: Sequence[float] | None = None,
         lessons_dir: str | Path | None = None,
-        lessons_precision: Precision = "float32",
+        lessons_precision: Precision | None = None,
         max_length: int = MAX_LENGTH,
         compute_metrics: Metrics | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -105,7 +105,8 @@ class DistillationTrainer(Trainer):
             teacher_processing_class: the teacher's, where it is another; of several teachers, theirs.
             teacher_weights: how much each of several teachers says; equally much by default.
             lessons_dir: where lessons are kept; by default `lessons` beside the output folder.
-            lessons_precision: what teachers compute lessons in; "bfloat16" is faster where the processor has it, and a bit off.
+            lessons_precision: what teachers compute lessons in: by default "bfloat16" with `args.bf16`, which is faster and a
+                bit off, else "float32".
             max_length: tokens after which both models' inputs are cut.
             compute_metrics: as for any Trainer.
             callbacks: as for any Trainer.
@@ -140,7 +141,7 @@ class DistillationTrainer(Trainer):
                     Path(lessons_dir or Path(args.output_dir or ".").parent / "lessons"),
                     device=args.device,
                     max_length=max_length,
-                    precision=lessons_precision,
+                    precision=lessons_precision or ("bfloat16" if args.bf16 else "float32"),
                     progress=progress,
                     tell=tell,
                 )
