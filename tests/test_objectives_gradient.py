@@ -128,17 +128,23 @@ def test_two_classes_are_one_view_and_three_are_three(setting: Setting) -> None:
         assert lesson["scores"].shape[1] == views
 
 
+def distances_of_classes(guide: GradientGuide, seen: Any, batch: Any, lesson: Any) -> torch.Tensor:
+    """How far the student's attributions are from the lesson's, for each of three classes by itself: [B, 3]."""
+    real = visible_units(batch["unit_ids"], width(batch))
+    parts = []
+    for each in range(3):
+        gradient = gradient_of(log_odds(seen.logits_BC, torch.full((6,), each)), seen.embeddings_BTD, twice=False)
+        scores = scores_at(seen.embeddings_BTD, gradient, batch, guide.attribution)
+        parts.append(scores_distance(scores, lesson["scores"][:, each], real, guide.distance))
+    return torch.stack(parts, dim=1)
+
+
 def test_all_classes_are_the_mean_of_each(setting: Setting) -> None:
     guide = GradientGuide(classes="all")
     student, batch, lesson, moment = setting(guide, classes=3)
     seen = observe(student, batch, keep=guide.needs, differentiable=True)
-    real = visible_units(batch["unit_ids"], width(batch))
-    parts = []
-    for each in range(3):
-        scalar = log_odds(seen.logits_BC, torch.full((6,), each))
-        scores = scores_at(seen.embeddings_BTD, gradient_of(scalar, seen.embeddings_BTD, twice=False), batch, guide.attribution)  # type: ignore[arg-type]
-        parts.append(scores_distance(scores, lesson["scores"][:, each], real, guide.distance))
-    torch.testing.assert_close(guide.learn(seen, [], batch, lesson, moment), torch.stack(parts).mean(0))
+    expected = distances_of_classes(guide, seen, batch, lesson).mean(1)
+    torch.testing.assert_close(guide.learn(seen, [], batch, lesson, moment), expected)
 
 
 def test_a_sampled_class_is_one_of_all_another_for_each_example_and_step(setting: Setting) -> None:
@@ -146,13 +152,7 @@ def test_a_sampled_class_is_one_of_all_another_for_each_example_and_step(setting
     student, batch, lesson, moment = setting(guide, classes=3)
     batch["idx"] = torch.arange(6)
     seen = observe(student, batch, keep=guide.needs, differentiable=True)
-    real = visible_units(batch["unit_ids"], width(batch))
-    parts = []
-    for each in range(3):
-        scalar = log_odds(seen.logits_BC, torch.full((6,), each))
-        scores = scores_at(seen.embeddings_BTD, gradient_of(scalar, seen.embeddings_BTD, twice=False), batch, guide.attribution)  # type: ignore[arg-type]
-        parts.append(scores_distance(scores, lesson["scores"][:, each], real, guide.distance))
-    each_BC = torch.stack(parts, dim=1)
+    each_BC = distances_of_classes(guide, seen, batch, lesson)
     picked = []
     for step in range(40):
         off_BC = (guide.learn(seen, [], batch, lesson, replace(moment, step=step))[:, None] - each_BC).abs()
