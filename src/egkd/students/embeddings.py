@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from egkd.students.base import Origin
-from egkd.students.loading import check_embeds, load_encoder, load_tokenizer
+from egkd.students.loading import load_encoder, load_tokenizer
 
 
 def teacher_embeddings(origin: Origin) -> tuple[Tensor, PreTrainedTokenizerBase]:
@@ -20,8 +20,10 @@ def teacher_embeddings(origin: Origin) -> tuple[Tensor, PreTrainedTokenizerBase]
     tokenizer = load_tokenizer(origin.teacher, trust_remote_code=trust)
     embeddings: Any = model.get_input_embeddings()
     table_VD: Tensor = embeddings.weight.detach()
-    check_embeds(model, tokenizer, origin.teacher)
-    return table_VD[: max(tokenizer.get_vocab().values()) + 1].clone(), tokenizer  # some models have spare rows
+    used = max(tokenizer.get_vocab().values()) + 1
+    if used > len(table_VD):
+        raise ValueError(f"{origin.teacher} embeds {len(table_VD)} tokens, its tokenizer knows {used}; give it its own")
+    return table_VD[:used].clone(), tokenizer  # some models have spare rows
 
 
 def principal_components(table_VD: Tensor, width: int) -> Tensor:

@@ -38,8 +38,13 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
 
 
 def check_embeds(model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Refuse a tokenizer with more tokens than the model embeds. Raises ValueError."""
-    rows, used = len(model.get_input_embeddings().weight), max(tokenizer.get_vocab().values()) + 1  # type: ignore[operator]
+    """Refuse a tokenizer with more tokens than the model embeds. Raises ValueError.
+
+    Special tokens that no text has may be more, like the padding that a decoder's tokenizer brings and its model never reads.
+    """
+    spare = {*tokenizer.all_special_tokens} - {None if reads_last_token(model) else tokenizer.pad_token}
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+    used = max(number for token, number in tokenizer.get_vocab().items() if token not in spare) + 1
     if used > rows:
         raise ValueError(f"{source} embeds {rows} tokens, its tokenizer knows {used}; give it its own")
 
